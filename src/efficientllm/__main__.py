@@ -1,0 +1,5 @@
+"""`python -m efficientllm` is the command line."""
+
+from efficientllm.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Analysis: intervals, validity, tables, comparisons. Pure functions of records."""

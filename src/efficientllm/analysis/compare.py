@@ -1,0 +1,242 @@
+"""Is B faster than A? Paired, with an interval, and only where the work was equal.
+
+Trials are paired by round and card: what one round of a machine does to A it does to B.
+The verdict rests on the interval of the ratio B / A:
+
+    faster / slower ...   at least three pairs, interval outside the band of +-2 %
+    no difference         at least three pairs, interval inside the band
+    ambiguous             anything else
+
+Comparisons of unequal work are refused with the difference named.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTERVAL, t_half_width
+from efficientllm.analysis.table import Row
+from efficientllm.metrics import BY_KEY, Metric, Unmeasured, View
+from efficientllm.spec.protocol import Protocol
+from efficientllm.spec.workload import Generate, Training
+
+BAND = 0.02
+
+Verdict = Literal["better", "worse", "no difference", "ambiguous"]
+
+SHOWN: dict[str, tuple[str, ...]] = {
+    "pretrain": ("train_tokens_per_s", "step_p50_s"),
+    "finetune": ("train_tokens_per_s", "step_p50_s"),
+    "generate": ("it_tokens_per_s", "ttft_s", "tpot_s"),
+}
+COMMON = (
+    "peak_allocated_gib",
+    "host_peak_rss_gib",
+    "weights_gib",
+    "j_per_token",
+    "bits_per_byte",
+)
+
+_WORDS = {
+    "token/s": ("faster", "slower"),
+    "1/s": ("faster", "slower"),
+    "s": ("faster", "slower"),
+    "GiB": ("smaller", "larger"),
+    "J": ("less energy", "more energy"),
+    "W": ("less power", "more power"),
+}
+
+
+class Unequal(ValueError):
+    """The two did not do the same work; the text names the differences."""
+
+
+class Line(NamedTuple):
+    """One metric of a comparison: the ratio B / A with its interval and verdict."""
+
+    metric: Metric
+    a: float
+    b: float
+    ratio: float
+    low: float | None
+    high: float | None
+    pairs: int
+    verdict: Verdict
+    why: str = ""
+
+    @property
+    def word(self) -> str:
+        """The verdict in the metric's own words."""
+        better, worse = _WORDS.get(self.metric.unit, ("better", "worse"))
+        return {"better": better, "worse": worse}.get(self.verdict, self.verdict)
+
+    @property
+    def change(self) -> float:
+        """How much worse B is, as a share: 0.05 is 5 % worse, -0.05 5 % better."""
+        if self.metric.better == "higher":
+            return 1 / self.ratio - 1 if self.ratio else math.inf
+        return self.ratio - 1
+
+
+class Comparison(NamedTuple):
+    """Two rows side by side. `conditions` differ and are stated above the verdict."""
+
+    a: Row
+    b: Row
+    lines: tuple[Line, ...]
+    same_card: bool
+    conditions: tuple[str, ...]
+
+
+def compare(a: Row, b: Row) -> Comparison:
+    """Compare two rows; raises Unequal when their work differs."""
+    differences = unequal_work(a, b)
+    if differences:
+        raise Unequal("unequal work: " + "; ".join(differences))
+    pairs, same_card = paired(a, b)
+    keys = (*SHOWN.get(a.case.stage, ()), *COMMON)
+    lines = [line for key in keys if (line := _line(BY_KEY[key], a, b, pairs)) is not None]
+    return Comparison(a, b, tuple(lines), same_card, tuple(_conditions(a, b)))
+
+
+def unequal_work(a: Row, b: Row) -> list[str]:
+    """What differs in tokens, lengths or tokens a step; empty when the work is equal."""
+    if a.case.stage != b.case.stage:
+        return [f"{a.case.stage} against {b.case.stage}"]
+    found = []
+    one, two = a.views[0].point, b.views[0].point
+    for name, x, y in (
+        ("batch", one.batch, two.batch),
+        ("context", one.context, two.context),
+        *_fields(a, b),
+    ):
+        if x != y:
+            found.append(f"{name} {x} against {y}")
+    return found
+
+
+def _fields(a: Row, b: Row) -> list[tuple[str, object, object]]:
+    x, y = a.case.workload, b.case.workload
+    if isinstance(x, Generate) and isinstance(y, Generate):
+        return [("new_tokens", x.new_tokens, y.new_tokens)]
+    if isinstance(x, Training) and isinstance(y, Training):
+        return [
+            ("steps", x.budget_steps, y.budget_steps),
+            ("layout", a.record.resolved.get("layout"), b.record.resolved.get("layout")),
+            ("text", a.record.resolved.get("text_sha256"), b.record.resolved.get("text_sha256")),
+        ]
+    return []
+
+
+def paired(a: Row, b: Row) -> tuple[list[tuple[View, View]], bool]:
+    """Trials of the same round, on the same card where there are such; whether they are."""
+    by_round = {view.record.trial.round: view for view in b.views}
+    pairs = [
+        (view, by_round[view.record.trial.round])
+        for view in a.views
+        if view.record.trial.round in by_round
+    ]
+    same = [p for p in pairs if p[0].record.machine.card == p[1].record.machine.card]
+    if same:
+        return same, True
+    return pairs, False
+
+
+def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Line | None:
+    cells = a.cell(metric.key), b.cell(metric.key)
+    first, second = (cell.interval for cell in cells)
+    if first is None or second is None:
+        return None
+    ratios = [
+        y / x
+        for one, two in pairs
+        if not isinstance(x := metric(one), Unmeasured)
+        and not isinstance(y := metric(two), Unmeasured)
+        and x > 0
+        and y > 0
+    ]
+    if not ratios:
+        return None
+    low, high = ratio_interval(ratios, looked=_looked(a) or _looked(b))
+    ratio = math.exp(float(np.log(ratios).mean()))
+    verdict, why = _verdict(metric, low, high, len(ratios))
+    if any(cell.invalid for cell in cells):
+        verdict, why = "ambiguous", "one side is invalid"
+    elif metric.kind == "quality" and a.record.scores is not None:
+        verdict, why = _quality(metric, a, b, verdict, why)
+    return Line(metric, first.value, second.value, ratio, low, high, len(ratios), verdict, why)
+
+
+def _looked(row: Row) -> bool:
+    return Protocol.model_validate(row.record.protocol).trials is None
+
+
+def ratio_interval(ratios: list[float], *, looked: bool) -> tuple[float | None, float | None]:
+    """95 % interval of the geometric mean of paired ratios; None below three pairs."""
+    if len(ratios) < MIN_FOR_INTERVAL:
+        return None, None
+    logs = np.log(ratios)
+    half = t_half_width(logs, LOOKED_ALPHA if looked else FIXED_ALPHA)
+    mean = float(logs.mean())
+    return math.exp(mean - half), math.exp(mean + half)
+
+
+def _verdict(
+    metric: Metric, low: float | None, high: float | None, pairs: int
+) -> tuple[Verdict, str]:
+    if low is None or high is None:
+        return "ambiguous", f"{pairs} pairs; three are needed (protocol=standard)"
+    if low > 1 + BAND or high < 1 - BAND:
+        up = low > 1
+        return ("better" if up == (metric.better == "higher") else "worse"), ""
+    if low > 1 - BAND and high < 1 + BAND:
+        return "no difference", ""
+    return "ambiguous", "the interval touches the band of 2 %"
+
+
+def _quality(metric: Metric, a: Row, b: Row, verdict: Verdict, why: str) -> tuple[Verdict, str]:
+    """Same trained weights: paired over documents. Separately trained: three seeds."""
+    one, two = a.record.scores, b.record.scores
+    same_text = one is not None and two is not None and one.text_sha256 == two.text_sha256
+    if not same_text:
+        return "ambiguous", "scored on different text"
+    if a.case.stage != "generate" or metric.key != "bits_per_byte":
+        return verdict, why
+    assert one is not None
+    assert two is not None
+    difference = np.asarray(two.nll) - np.asarray(one.nll)
+    if len(difference) < 8:
+        return "ambiguous", f"{len(difference)} documents; eight are needed"
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(0, len(difference), size=(4000, len(difference)))
+    low, high = np.quantile(difference[chosen].sum(axis=1), (0.025, 0.975))
+    if low > 0:
+        return "worse", "paired over documents"
+    return ("better", "paired over documents") if high < 0 else ("no difference", "over documents")
+
+
+def _conditions(a: Row, b: Row) -> list[str]:
+    """What differs and is allowed to, stated so that nobody takes it for the technique."""
+    found = []
+    for name, x, y in (
+        ("machine", a.record.machine.name, b.record.machine.name),
+        ("micro-batch", a.record.resolved.get("micro_batch"), b.record.resolved.get("micro_batch")),
+        ("protocol", a.record.protocol["profile"], b.record.protocol["profile"]),
+        (
+            "attention kernel",
+            a.record.resolved.get("attention"),
+            b.record.resolved.get("attention"),
+        ),
+        ("compile", a.record.resolved.get("compile"), b.record.resolved.get("compile")),
+    ):
+        if x != y:
+            found.append(f"{name}: {x} -> {y}")
+    versions = [
+        f"{k} {a.record.software.get(k)} -> {b.record.software.get(k)}"
+        for k in sorted({*a.record.software, *b.record.software} - {"commit", "kernel"})
+        if a.record.software.get(k) != b.record.software.get(k)
+    ]
+    return found + versions

@@ -1,0 +1,285 @@
+"""Rows: replicates of one case and point, each metric with its interval and its flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from efficientllm.analysis.checks import Flag, flags
+from efficientllm.analysis.stats import (
+    BLOCKS,
+    Interval,
+    over_documents,
+    over_trials,
+    within_run,
+)
+from efficientllm.metrics import BY_KEY, METRICS, Ceiling, Metric, Unmeasured, View
+from efficientllm.metrics.energy import MIN_SECONDS
+from efficientllm.record import PointResult, Record, Window
+from efficientllm.spec.case import Case
+from efficientllm.spec.protocol import Protocol
+from efficientllm.spec.technique import WEIGHTS, Cast
+
+
+class Cell(NamedTuple):
+    """One metric of one row: an interval, or the reason why there is none."""
+
+    interval: Interval | None
+    reason: str = ""
+    invalid: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """Replicates of one case at one point; `views` are its trials, in rounds."""
+
+    views: tuple[View, ...]
+
+    @property
+    def case(self) -> Case:
+        return self.views[0].case
+
+    @property
+    def record(self) -> Record:
+        """The newest record, which the row's links lead to."""
+        return self.views[-1].record
+
+    @property
+    def name(self) -> str:
+        return self.record.trial.name
+
+    @property
+    def point(self) -> str:
+        """`b32 c1024`: batch and context."""
+        point = self.views[0].point
+        return f"b{point.batch} c{point.context}"
+
+    @property
+    def key(self) -> str:
+        """A short name that `compare` and `show` accept."""
+        return self.record.trial.case_id[:8]
+
+    @property
+    def status(self) -> str:
+        """ok, or how the point or the trial ended."""
+        return next(
+            (v.point.outcome.status for v in self.views if v.point.outcome.status != "ok"),
+            self.record.outcome.status,
+        )
+
+    @property
+    def reason(self) -> str:
+        outcome = self.views[-1].point.outcome
+        return outcome.reason or self.record.outcome.reason
+
+    @property
+    def random_weights(self) -> bool:
+        build = self.record.build
+        return build is not None and build.weights == "random"
+
+    @cached_property
+    def flags(self) -> tuple[Flag, ...]:
+        """Flags of every trial, each code once with its worst level."""
+        order = {"info": 0, "warn": 1, "invalid": 2}
+        worst: dict[tuple[str, str], Flag] = {}
+        for view in self.views:
+            for flag in flags(view):
+                known = worst.get((flag.code, flag.text))
+                if known is None or order[flag.level] > order[known.level]:
+                    worst[flag.code, flag.text] = flag
+        by_code: dict[str, Flag] = {}
+        for flag in sorted(worst.values(), key=lambda f: order[f.level]):
+            by_code[flag.code] = flag
+        return tuple(sorted(by_code.values(), key=lambda f: -order[f.level]))
+
+    @property
+    def ranked(self) -> bool:
+        """Whether this row may be compared as a result: ok, not smoke, nothing invalid."""
+        protocol = Protocol.model_validate(self.record.protocol)
+        bad = any(flag.level == "invalid" and flag.about == "all" for flag in self.flags)
+        return self.status == "ok" and protocol.ranked and not bad
+
+    def cell(self, key: str) -> Cell:
+        """One metric over the row's trials."""
+        return self._cells[key]
+
+    @cached_property
+    def _cells(self) -> dict[str, Cell]:
+        return {metric.key: self._cell(metric) for metric in METRICS}
+
+    def _cell(self, metric: Metric) -> Cell:
+        values = [metric(view) for view in self.views]
+        numbers = [value for value in values if not isinstance(value, Unmeasured)]
+        if not numbers:
+            reasons = [value.reason for value in values if isinstance(value, Unmeasured)]
+            return Cell(None, reasons[0] if reasons else "nothing was measured")
+        about = {"energy": "energy", "quality": "quality"}.get(metric.kind, "all")
+        energy_key = metric.key == "energy_j"
+        invalid = any(
+            flag.level == "invalid" and (flag.about in ("all", about) or energy_key)
+            for flag in self.flags
+        )
+        protocol = Protocol.model_validate(self.record.protocol)
+        interval = over_trials(numbers, looked=protocol.trials is None)
+        if interval.low is None:
+            interval = self._single(metric, interval)
+        return Cell(interval, invalid=invalid)
+
+    def _single(self, metric: Metric, interval: Interval) -> Interval:
+        """What one or two trials can say about their own scatter."""
+        if metric.kind in ("time", "energy"):
+            return within_run(interval.value, self._blocks(metric))
+        if metric.key in ("bits_per_byte", "perplexity"):
+            return self._over_text(metric.key, interval)
+        return interval
+
+    def _blocks(self, metric: Metric) -> list[float]:
+        view = self.views[-1]
+        windows = [w for w in view.point.windows if w.name != "request" and w.units]
+        if not windows:
+            return []
+        count = min(BLOCKS, *(window.units for window in windows))
+        main = view.main_window
+        if metric.kind == "energy" and isinstance(main, Window):
+            count = min(count, int(main.seconds / MIN_SECONDS))
+        blocks = [metric(block) for block in view.blocks(count)] if count >= 3 else []
+        return [value for value in blocks if not isinstance(value, Unmeasured)]
+
+    def _over_text(self, key: str, interval: Interval) -> Interval:
+        import math
+
+        scores = self.record.scores
+        if scores is None:
+            return interval
+        sizes = scores.bytes if key == "bits_per_byte" else scores.tokens
+        found = over_documents(scores.nll, sizes)
+        if found is None:
+            return interval
+        low, high = (
+            (x / math.log(2) for x in found)
+            if key == "bits_per_byte"
+            else (math.exp(x) for x in found)
+        )
+        return Interval(interval.value, low, high, len(scores.nll), "text")
+
+
+def rows(records: Iterable[Record], ceilings: dict[str, Ceiling] | None = None) -> list[Row]:
+    """Group records into rows: equal case, environment and point are replicates.
+
+    A record without any point (it ended too early, or cannot run here) gives a row for
+    each point it should have had, so that nothing is silently missing. Of several
+    attempts at one round the last counts.
+    """
+    ceilings = ceilings or {}
+    grouped: dict[tuple[str, str, str], dict[int, View]] = {}
+    for record in sorted(records, key=lambda r: (r.started_at, r.trial.attempt)):
+        if record.case["workload"]["kind"] == "probe":
+            continue
+        ceiling = ceilings.get(record.machine.name, Ceiling())
+        for point in _points(record):
+            key = (record.trial.case_id, record.env_id, point.point_id)
+            grouped.setdefault(key, {})[record.trial.round] = View(record, point, ceiling)
+    replaced = _without_older_failures(grouped)
+    made = [Row(tuple(by_round[r] for r in sorted(by_round))) for by_round in replaced]
+    return _with_references(made)
+
+
+def _points(record: Record) -> list[PointResult]:
+    if record.points:
+        return list(record.points)
+    case = Case.model_validate(record.case)
+    return [
+        PointResult(
+            point_id=case.point_id(point),
+            batch=point.batch,
+            context=point.context,
+            outcome=record.outcome,
+        )
+        for point in case.points
+    ]
+
+
+def _without_older_failures(
+    grouped: dict[tuple[str, str, str], dict[int, View]],
+) -> list[dict[int, View]]:
+    """A failed row gives way to an ok row of the same case, machine and point."""
+    good = {
+        (case_id, point_id, _machine(views))
+        for (case_id, _, point_id), views in grouped.items()
+        if any(v.point.outcome.status == "ok" for v in views.values())
+    }
+    return [
+        views
+        for (case_id, _, point_id), views in grouped.items()
+        if any(v.point.outcome.status == "ok" for v in views.values())
+        or (case_id, point_id, _machine(views)) not in good
+    ]
+
+
+def _machine(views: dict[int, View]) -> str:
+    return next(iter(views.values())).record.machine.name
+
+
+def _with_references(made: list[Row]) -> list[Row]:
+    """Give compressed rows the uncompressed one of the same model, workload and point."""
+    references: dict[tuple[str, str, str], Row] = {}
+    for row in made:
+        if row.case.stage == "generate" and _uncompressed(row.case):
+            key = _family(row)
+            if key not in references or _kind(row) == "bf16":
+                references[key] = row
+    result = []
+    for row in made:
+        reference = references.get(_family(row))
+        if row.case.stage == "generate" and reference is not None and reference is not row:
+            first = reference.views[0]
+            views = tuple(View(view.record, view.point, view.ceiling, first) for view in row.views)
+            row = Row(views)
+        result.append(row)
+    return result
+
+
+def _uncompressed(case: Case) -> bool:
+    return all(isinstance(t, Cast) for t in case.technique if isinstance(t, WEIGHTS))
+
+
+def _kind(row: Row) -> str:
+    return row.case.technique[0].kind if row.case.technique else "none"
+
+
+def _family(row: Row) -> tuple[str, str, str]:
+    """What a compressed row and its reference have in common."""
+    from efficientllm.spec.canonical import digest
+
+    return digest(row.case.model), row.record.machine.name, row.point
+
+
+def precise(records: list[Record], protocol: Protocol) -> bool:
+    """Whether a case's trials reach the protocol's precision in time and in energy.
+
+    The slowest-to-settle point decides. Metrics that nothing measured ask for nothing.
+    """
+    limits = protocol.limits
+    if protocol.trials is not None or limits.time_half_width is None:
+        return True
+    targets = {
+        "step_p50_s": limits.time_half_width,
+        "ttft_s": limits.time_half_width,
+        "tpot_s": limits.time_half_width,
+        "j_per_token": limits.energy_half_width,
+    }
+    for row in rows(records):
+        for key, target in targets.items():
+            interval = row.cell(key).interval
+            if interval is None or target is None or row.cell(key).invalid:
+                continue
+            if interval.half_width is None or interval.half_width > target:
+                return False
+    return True
+
+
+def cells_of(row: Row) -> dict[str, Cell]:
+    """Every metric of the row's stage, by key."""
+    return {key: row.cell(key) for key, metric in BY_KEY.items() if row.case.stage in metric.stages}

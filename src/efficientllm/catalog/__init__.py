@@ -1,0 +1,1 @@
+"""Facts with their sources: model shapes, machine peaks. No torch, no measurements."""

@@ -1,0 +1,76 @@
+"""Peaks of accelerators, and which entry a device is. An unknown device has no peak."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from efficientllm.catalog.shape import read_catalog
+from efficientllm.spec.document import SpecError
+from efficientllm.spec.problems import nearest
+
+
+class Peak(BaseModel):
+    """One product: dense peaks in TFLOP/s by type, bandwidth in TB/s, memory in GiB."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    match: tuple[str, ...]
+    memory_gib: float
+    bandwidth_tb_s: float
+    power_w: float
+    peak: dict[str, float]
+    source: str
+    nominal: bool = False
+    declared: bool = False
+
+    def flops(self, dtype: str) -> float | None:
+        """Dense peak in FLOP/s of a multiplied type, or None where the maker gives none."""
+        value = self.peak.get(dtype)
+        return None if value is None else value * 1e12
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.bandwidth_tb_s * 1e12
+
+
+@cache
+def peaks() -> tuple[Peak, ...]:
+    """The catalog's machines."""
+    return tuple(Peak.model_validate(row) for row in read_catalog("machines.yaml")["machines"])
+
+
+def declared(path: Path) -> Peak:
+    """A peak that a user declares for a card the catalog lacks; it is shown as declared."""
+    try:
+        row: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+        return Peak.model_validate(row | {"declared": True})
+    except (OSError, ValueError, TypeError) as error:
+        raise SpecError(
+            f"{path}: not a machine's peaks (see catalog/machines.yaml): {error}"
+        ) from error
+
+
+def peak_of(product: str) -> Peak | None:
+    """The entry whose name is the longest whole-word part of a product name."""
+    found = [
+        (len(name), peak)
+        for peak in peaks()
+        for name in peak.match
+        if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w])", product)
+    ]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def machine_named(name: str) -> Peak:
+    """A machine by its catalog id, for predictions without the machine."""
+    for peak in peaks():
+        if peak.id == name.lower():
+            return peak
+    raise SpecError(f"--on: no machine {name!r}{nearest(name, [p.id for p in peaks()])}")

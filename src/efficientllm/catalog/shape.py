@@ -1,0 +1,225 @@
+"""The shape of a model: every size that decides its parameters, FLOPs and bytes.
+
+Facts only, from `models.yaml` (with their sources), from `backbones.yaml` (our own
+presets) or from a checkpoint's `config.json`. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from efficientllm.spec.document import SpecError
+from efficientllm.spec.model import Backbone, GroupedQuery, MultiHead, MultiQuery
+from efficientllm.spec.problems import nearest
+
+Arch = Literal["dense", "moe", "moe-mla", "gpt-neox", "mamba1", "mamba2"]
+
+
+class Experts(BaseModel):
+    """A mixture of experts in the feed-forward place (sizes per expert)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int
+    per_token: int
+    ffn: int
+    shared: int = 0
+    first_dense_layers: int = 0
+
+
+class Latent(BaseModel):
+    """Multi-head latent attention (DeepSeek-V2/V3): low-rank queries, keys and values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    q_rank: int
+    kv_rank: int
+    qk_nope_dim: int
+    qk_rope_dim: int
+    v_dim: int
+
+
+class State(BaseModel):
+    """A Mamba mixer in the place of attention and feed-forward."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inner: int
+    state: int
+    conv: int
+    dt_rank: int = 0
+    groups: int = 1
+
+
+class RopeScaling(BaseModel):
+    """Llama 3's stretching of low rotary frequencies (its `rope_type: llama3`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+class Shape(BaseModel):
+    """Sizes in elements. `head_dim` need not be hidden / heads; `vocab` counts rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: str
+    arch: Arch
+    hidden: int
+    layers: int
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    ffn: int = 0
+    vocab: int
+    tied: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rotary_share: float = 1.0
+    sliding_window: int | None = None
+    max_positions: int = 4096
+    norm_eps: float = 1e-6
+    experts: Experts | None = None
+    latent: Latent | None = None
+    state: State | None = None
+    parameters: int | None = None
+    active_parameters: int | None = None
+    note: str = ""
+    sources: tuple[str, ...] = ()
+
+    @property
+    def gated_decoder(self) -> bool:
+        """Whether our own decoder can build it: RMSNorm, RoPE, gated feed-forward."""
+        return self.arch == "dense" and self.rotary_share == 1.0 and self.sliding_window is None
+
+
+def read_catalog(name: str) -> Any:
+    """A YAML file of this folder. Ours, so PyYAML's own types will do."""
+    text = (resources.files("efficientllm") / "catalog" / name).read_text("utf-8")
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+@cache
+def shapes() -> dict[str, Shape]:
+    """Every published shape of the catalog, by name."""
+    rows = [Shape.model_validate(row) for row in read_catalog("models.yaml")["models"]]
+    return {shape.name: shape for shape in rows}
+
+
+@cache
+def presets() -> dict[str, Shape]:
+    """The sizes of the controlled backbone, by preset name."""
+    rows = read_catalog("backbones.yaml")["presets"]
+    return {name: Shape(name=f"backbone-{name}", **row) for name, row in rows.items()}
+
+
+def shape_named(name: str) -> Shape:
+    """A shape of the catalog, or a SpecError that names the nearest one."""
+    for known, shape in shapes().items():
+        if known.lower() == name.lower():
+            return shape
+    raise SpecError(f"model: the catalog has no shape {name!r}{nearest(name, shapes())}")
+
+
+def backbone_shape(spec: Backbone) -> Shape:
+    """The controlled backbone's sizes with the attention and the replacements of a case."""
+    known = presets()
+    if spec.preset not in known:
+        raise SpecError(f"model: no backbone preset {spec.preset!r}{nearest(spec.preset, known)}")
+    given = ("layers", "hidden", "heads", "head_dim", "ffn", "vocab")
+    sizes = {k: getattr(spec, k) for k in given if getattr(spec, k) is not None}
+    shape = known[spec.preset].model_copy(update=sizes)
+    match spec.attention:
+        case MultiHead():
+            kv_heads = shape.heads
+        case MultiQuery():
+            kv_heads = 1
+        case GroupedQuery(kv_heads=kv):
+            kv_heads = kv or shape.kv_heads
+    if shape.heads % kv_heads:
+        raise SpecError(f"model: {shape.heads} query heads do not divide into {kv_heads} groups")
+    if shape.head_dim % 2:
+        raise SpecError(f"model: head_dim {shape.head_dim} must be even for rotary positions")
+    return shape.model_copy(update={"kv_heads": kv_heads})
+
+
+_DENSE = {"llama", "mistral", "qwen2", "qwen3"}
+_MOE = {"mixtral", "qwen3_moe"}
+
+
+def shape_from_config(config: dict[str, Any], name: str) -> Shape | None:
+    """The shape in a checkpoint's `config.json`; None for families without formulas here."""
+    kind = config.get("model_type")
+    if kind not in _DENSE | _MOE:
+        return None
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return Shape(
+        name=name,
+        family=kind,
+        arch="moe" if kind in _MOE else "dense",
+        hidden=hidden,
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or hidden // heads,
+        ffn=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=bool(config.get("attention_bias", False)) or kind == "qwen2",
+        qk_norm=kind in ("qwen3", "qwen3_moe"),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        rope_scaling=_scaling(rope),
+        sliding_window=window if kind != "qwen2" else None,
+        max_positions=config.get("max_position_embeddings", 4096),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        experts=_experts(config) if kind in _MOE else None,
+    )
+
+
+def _scaling(rope: dict[str, Any]) -> RopeScaling | None:
+    if rope.get("rope_type", rope.get("type")) != "llama3":
+        return None
+    return RopeScaling(
+        factor=rope["factor"],
+        low_freq_factor=rope["low_freq_factor"],
+        high_freq_factor=rope["high_freq_factor"],
+        original_max_positions=rope["original_max_position_embeddings"],
+    )
+
+
+def _experts(config: dict[str, Any]) -> Experts:
+    return Experts(
+        count=config.get("num_local_experts") or config["num_experts"],
+        per_token=config["num_experts_per_tok"],
+        ffn=config.get("moe_intermediate_size") or config["intermediate_size"],
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint folder's `config.json`, or a SpecError that says what is missing."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SpecError(f"{folder}: no checkpoint there (config.json: {error.strerror})") from error
+    except ValueError as error:
+        raise SpecError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise SpecError(f"{path}: not a model configuration")
+    return config

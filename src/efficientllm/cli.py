@@ -1,0 +1,291 @@
+"""The command line. Each command only parses, calls one thing, and shows what comes back.
+
+Exit status: 0 done; 1 a trial failed, or a --fail-if condition holds; 2 the request cannot
+be understood; 3 the store or the disk; 4 no usable device or worker; 5 time ran out with
+work left; 128 + N stopped by signal N.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    help="What an efficiency technique for language models really costs and buys.",
+    epilog="Start with: efficientllm run    Then: efficientllm doctor, efficientllm list",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+DEFAULT_STORE = Path("efficientllm-results")
+
+What = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads this at run time)
+    typer.Argument(help="a suite, a suite file, or pretrain|finetune|generate; then key=value"),
+]
+StorePath = Annotated[Path, typer.Option("--store", help="where records are kept")]
+GpuIndex = Annotated[Optional[int], typer.Option("--gpu", help="which GPU; default: an idle one")]  # noqa: UP045
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="allow model.allow_code=true of this run's cases")
+]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what can go wrong into one clear message and an exit status."""
+    from efficientllm.launch import Interrupted
+    from efficientllm.machine import DeviceError
+    from efficientllm.processes import CannotStart
+    from efficientllm.store import StoreError
+
+    try:
+        yield
+    except ValueError as error:  # SpecError and Unequal among them
+        _fail(str(error), 2)
+    except StoreError as error:
+        _fail(str(error), 3)
+    except (DeviceError, CannotStart) as error:
+        _fail(str(error), 4)
+    except Interrupted as stop:
+        _fail(f"stopped by {stop}; finished trials are kept, run again to go on", 128 + stop.sign)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(0) from None
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"efficientllm: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _suite(what: list[str] | None, *, allow_code: bool, gpu: bool) -> Any:
+    from efficientllm.pin import pin_suite
+    from efficientllm.spec.suite import load_suite, one_line_suite
+
+    words = list(what or [])
+    name = "quickstart" if not words or "=" in words[0] else words.pop(0)
+    if name == "quickstart" and gpu:
+        name = "quickstart-gpu"
+    if name in ("pretrain", "finetune", "generate"):
+        suite = one_line_suite(name, tuple(words))
+    else:
+        suite = load_suite(name, tuple(words))
+    return pin_suite(suite, allow_code=allow_code)
+
+
+@app.command(epilog="Example: efficientllm run generate model=Llama-3.1-8B technique=bf16,int4")
+def run(
+    what: What = None,
+    store: StorePath = DEFAULT_STORE,
+    gpu: GpuIndex = None,
+    shard: Annotated[str, typer.Option(help="this job's share of the cases, as 3/16")] = "1/1",
+    until: Annotated[str, typer.Option(help="start no trial after so long, as 3h50m")] = "",
+    peaks: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="peaks of a card that the catalog lacks (see catalog/machines.yaml)"),
+    ] = None,
+    page: Annotated[bool, typer.Option(help="write the report page at the end")] = True,
+    allow_code: AllowCode = False,
+) -> None:
+    """Measure what is still missing of a suite; alone it runs the quickstart."""
+    from efficientllm.commands import run_command
+    from efficientllm.machine import choose_gpu
+    from efficientllm.runner import Options, parse_duration, parse_shard
+
+    with _explained():
+        card = choose_gpu(gpu)
+        suite = _suite(what, allow_code=allow_code, gpu=card is not None)
+        declared = None
+        if peaks is not None:
+            from efficientllm.catalog.peaks import declared as read_peaks
+
+            declared = read_peaks(peaks).model_dump(mode="json")
+        options = Options(
+            gpu=card,
+            shard=parse_shard(shard),
+            until_s=parse_duration(until) if until else None,
+            declared_peak=declared,
+        )
+        raise typer.Exit(run_command(_console(), suite, store, options, write_page=page))
+
+
+@app.command(epilog="Example: efficientllm plan quickstart    Or: ... --on h100-80gb,l4-24gb")
+def plan(
+    what: What = None,
+    store: StorePath = DEFAULT_STORE,
+    gpu: GpuIndex = None,
+    on: Annotated[str, typer.Option(help="predict for these machines instead of this one")] = "",
+    allow_code: AllowCode = False,
+) -> None:
+    """Show the trials to run, what they will need, and what will not fit. Runs nothing."""
+    from efficientllm.commands import plan_command, plan_on_command
+    from efficientllm.machine import choose_gpu
+
+    with _explained():
+        if on:
+            suite = _suite(what, allow_code=allow_code, gpu=True)
+            plan_on_command(_console(), suite, on.split(","))
+            return
+        card = choose_gpu(gpu)
+        suite = _suite(what, allow_code=allow_code, gpu=card is not None)
+        plan_command(_console(), suite, store, card)
+
+
+@app.command(epilog="Example: efficientllm fetch generate model=meta-llama/Llama-3.1-8B")
+def fetch(what: What = None, allow_code: AllowCode = False) -> None:
+    """Fill the hub's cache with what a suite needs, for machines without a network."""
+    from efficientllm.fetch import fetch_suite
+
+    with _explained():
+        suite = _suite(what, allow_code=allow_code, gpu=False)
+        for line in fetch_suite(suite):
+            print(line)
+
+
+@app.command("list", epilog="Example: efficientllm list models")
+def list_(
+    what: Annotated[str, typer.Argument(help="suites, models, techniques, machines, metrics")] = "",
+) -> None:
+    """Show what there is: suites, models, techniques, machines, metrics."""
+    from efficientllm.listing import print_listing
+
+    with _explained():
+        print_listing(_console(), what)
+
+
+@app.command(epilog="Example: efficientllm show generate-int4 --at batch=1")
+def show(
+    key: Annotated[str, typer.Argument(help="part of a case's name or id")],
+    store: StorePath = DEFAULT_STORE,
+    at: Annotated[str, typer.Option(help="one point, as batch=1,context=1024")] = "",
+    raw: Annotated[bool, typer.Option(help="print the newest record as JSON")] = False,
+) -> None:
+    """Show everything about one row: each metric with its interval, or why it is null."""
+    from efficientllm.report.text import print_record
+    from efficientllm.results import load
+
+    with _explained():
+        row = load(store).find(key, _at(at))
+        if raw:
+            print(row.record.model_dump_json(indent=1))
+        else:
+            print_record(_console(), row)
+
+
+@app.command(epilog="Example: efficientllm compare generate-bf16 generate-int4 --at batch=1")
+def compare(
+    a: Annotated[str, typer.Argument(help="part of a case's name or id")],
+    b: Annotated[str, typer.Argument(help="what it is compared with")],
+    store: StorePath = DEFAULT_STORE,
+    at: Annotated[str, typer.Option(help="one point, as batch=1,context=1024")] = "",
+    fail_if: Annotated[
+        str, typer.Option("--fail-if", help="exit 1 if B is so, as 'slower>5%'")
+    ] = "",
+) -> None:
+    """Compare B with A: paired, with an interval and a verdict; refused for unequal work."""
+    from efficientllm.commands import failed_condition
+    from efficientllm.report.text import print_comparison
+    from efficientllm.results import load
+
+    with _explained():
+        found = load(store).compare(a, b, _at(at))
+        print_comparison(_console(), found)
+        if fail_if and (reason := failed_condition(found, fail_if)):
+            _fail(reason, 1)
+
+
+@app.command(epilog="Example: efficientllm report -o report.html")
+def report(
+    stores: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="stores or published .jsonl files; default: the store"),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="the page; default: report.html in the store"),
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option(help="leave out the published records that come with the package")
+    ] = False,
+) -> None:
+    """Write one self-contained page about every record."""
+    from efficientllm.commands import write_report
+
+    with _explained():
+        places = list(stores or [DEFAULT_STORE])
+        target = output or (places[0] if places[0].is_dir() else Path()) / "report.html"
+        print(f"page  {write_report(places, target, alone=alone)}")
+
+
+@app.command(epilog="Example: efficientllm export --format latex -o table.tex")
+def export(
+    store: Annotated[Path, typer.Argument(help="a store or a published .jsonl")] = DEFAULT_STORE,
+    form: Annotated[str, typer.Option("--format", help="jsonl, csv, parquet, md or latex")] = "csv",
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", help="a file; default: standard output"),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="only rows of this suite")] = "",
+) -> None:
+    """Write rows as tables with intervals, or whole records as JSON lines."""
+    from efficientllm.report.export import export as export_rows
+    from efficientllm.results import load
+
+    with _explained():
+        rows = [r for r in load(store).rows() if not suite or r.record.trial.suite == suite]
+        content = export_rows(rows, form)
+        if output is None:
+            sys.stdout.buffer.write(content)
+        else:
+            output.write_bytes(content)
+
+
+@app.command(epilog="Example: efficientllm doctor")
+def doctor(store: StorePath = DEFAULT_STORE, gpu: GpuIndex = None) -> None:
+    """Tell what this machine can measure, and check it against known answers."""
+    from efficientllm.doctor import examine
+    from efficientllm.machine import choose_gpu
+    from efficientllm.store import Store
+
+    with _explained():
+        raise typer.Exit(examine(_console(), Store(store), choose_gpu(gpu)))
+
+
+def _at(text: str) -> dict[str, int]:
+    """`batch=1,context=1024` as a mapping."""
+    from efficientllm.spec.document import SpecError
+
+    found: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in ("batch", "context") or not value.isdigit():
+            raise SpecError(f"--at {text!r}: write it like batch=1 or batch=1,context=1024")
+        found[name] = int(value)
+    return found
+
+
+def main() -> None:
+    """Entry point of the `efficientllm` command."""
+    if sys.platform != "linux":
+        sys.exit(
+            f"EfficientLLM measures on Linux; on {sys.platform} there is no /proc, no"
+            " prctl and no monotonic clock shared by processes, which its meters need."
+        )
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""What the larger commands do between parsing and printing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from efficientllm import machine, predict
+from efficientllm.analysis.compare import Comparison, Line
+from efficientllm.analysis.table import precise
+from efficientllm.catalog.peaks import machine_named, peak_of
+from efficientllm.launch import Progress as TrialProgress
+from efficientllm.plan import Planned, Shelf, next_round
+from efficientllm.record import Record
+from efficientllm.report.text import print_doubts, print_rows
+from efficientllm.results import load, published
+from efficientllm.runner import Events, Options, run_suite
+from efficientllm.spec.case import Case, Point
+from efficientllm.spec.document import SpecError
+from efficientllm.spec.model import Checkpoint
+from efficientllm.spec.suite import Suite
+from efficientllm.spec.workload import Training
+from efficientllm.store import Store
+
+GIB = 2**30
+
+
+def run_command(
+    console: Console, suite: Suite, store_path: Path, options: Options, *, write_page: bool
+) -> int:
+    """Run a suite with progress, print its rows, write the page, name what to do next."""
+    store = Store(store_path)
+    _announce(console, suite, store, options.gpu)
+    total = _missing(suite, store, options)
+    with _Bar(console, total) as bar:
+        summary = run_suite(suite, store, options, bar.events())
+    results = load(store_path)
+    ids = {case.case_id for case in suite.cases}
+    here = machine.describe(options.gpu).name
+    rows = [
+        row
+        for row in results.rows()
+        if row.record.trial.case_id in ids and row.record.machine.name == here
+    ]
+    print_rows(console, rows)
+    print_doubts(console, rows)
+    for reason in results.quarantined:
+        console.print(f"[yellow]![/yellow] moved to quarantine: {escape(reason)}")
+    if write_page:
+        page = write_report([store_path], store_path / "report.html", alone=False)
+        console.print(f"page     {page}")
+    _next_step(console, suite, rows, options.gpu)
+    if summary.out_of_time:
+        console.print("time is up; run the same command again to go on")
+        return 5
+    failed = [r for r in summary.records if r.outcome.status not in ("ok", "unsupported")]
+    return 1 if failed else 0
+
+
+def _announce(console: Console, suite: Suite, store: Store, gpu: machine.Gpu | None) -> None:
+    device = f"GPU {gpu.number} {gpu.product}" if gpu else f"CPU {machine.describe(None).cpu}"
+    models = [case.model for case in suite.cases if isinstance(case.model, Checkpoint)]
+    for source, commit in dict.fromkeys((m.source, m.commit) for m in models if m.commit):
+        console.print(f"revision {commit[:7]}  {escape(source)}")
+    guess = _total_seconds(suite, store, gpu)
+    console.print(
+        f"suite {escape(suite.name)}  {device}  protocol {suite.protocol.profile}"
+        f"  {len(suite.cases)} cases  about {_minutes(guess)}"
+    )
+
+
+def _missing(suite: Suite, store: Store, options: Options) -> int:
+    """Cases that still need a trial, for the progress bar."""
+    here, software = machine.describe(options.gpu), machine.software(options.gpu)
+    shelf = Shelf(store, suite.cases, here, software)
+    return sum(not shelf.finished(case, suite.protocol) for case in suite.cases)
+
+
+def _next_step(console: Console, suite: Suite, rows: list[Any], gpu: machine.Gpu | None) -> None:
+    same = [r for r in rows if r.status == "ok" and r.case.stage == "generate"]
+    if len(same) > 1:
+        console.print(f"compare  efficientllm compare {same[0].name} {same[-1].name}")
+    if suite.name.startswith("quickstart"):
+        model = "Llama-3.1-8B" if gpu else "backbone-small"
+        console.print(f"next     efficientllm run generate model={model} technique=bf16,int4")
+
+
+class _Bar:
+    """Progress with the time gone; quiet when standard output is no terminal."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total, self._done = console, total, 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=1.0, detail="")
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def events(self) -> Events:
+        return Events(started=self._started, progress=self._told, finished=self._finished)
+
+    def _started(self, planned: Planned) -> None:
+        number = min(self._done + 1, max(self._total, 1))
+        name = f"[{number}/{self._total}] {planned.case.name}"
+        self._progress.update(
+            self._task, description=escape(name), completed=0.0, detail="starting"
+        )
+
+    def _told(self, progress: TrialProgress) -> None:
+        detail = f"{progress.phase} {progress.window}".strip()
+        share = progress.done / progress.total if progress.total else None
+        self._progress.update(self._task, completed=share or 0.0, detail=detail)
+
+    def _finished(self, planned: Planned, record: Record) -> None:
+        self._done += 1
+        status = record.outcome.status
+        shown = status if status == "ok" else f"[red]{status}[/red] {escape(record.outcome.reason)}"
+        what = " (weights made again)" if planned.purpose == "rebuild" else ""
+        self._console.print(
+            f"[{self._done}/{max(self._total, self._done)}] {escape(planned.case.name)}"
+            f" round {planned.round}{what}  {shown}  {record.seconds:.0f} s",
+            markup=True,
+        )
+
+
+def write_report(places: list[Path], target: Path, *, alone: bool) -> Path:
+    """Write the page about records in these places, and the published ones beside them."""
+    from efficientllm.report.html import page
+
+    own = load(*places)
+    others = [] if alone else published()
+    results = load(*places, *others) if others else own
+    if not results.records:
+        raise SpecError(f"no records in {', '.join(map(str, places))}; run something first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(results), "utf-8")
+    return target
+
+
+def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.Gpu | None) -> None:
+    """The trials of the next round, with predicted memory and time on this machine."""
+    store = Store(store_path)
+    here, software = machine.describe(gpu), machine.software(gpu)
+    shelf = Shelf(store, suite.cases, here, software)
+    rate = predict.reached_flops(peak_of(gpu.product) if gpu else None)
+    table = Table(box=None, pad_edge=False)
+    for name in ("case", "point", "predicted GiB", "fits", "minutes", "state"):
+        table.add_column(name)
+    for case in suite.cases:
+        shape = predict.shape_of(case, suite)
+        done = len(shelf.finished(case, suite.protocol))
+        seconds = _seconds(case, suite, shelf, rate, gpu is not None)
+        state = f"{done} of {suite.protocol.looks()[0]} trials done"
+        for i, point in enumerate(case.points):
+            needed = predict.memory(case, shape, point).total if shape else None
+            fits = _fits(case, shape, point, needed, float(here.device_memory_bytes))
+            size = "unknown" if needed is None else f"{needed / GIB:.1f}"
+            minutes = f"{seconds / 60:.1f}" if i == 0 else ""
+            table.add_row(case.name, str(point), size, fits, minutes, state if i == 0 else "")
+    console.print(f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}")
+    console.print(table)
+    due = next_round(suite, shelf, store, precise)
+    for item in due.blocked:
+        console.print(f"[yellow]blocked[/yellow] {item.case.name}: {escape(item.reason)}")
+    total = _total_seconds(suite, store, gpu)
+    watts = gpu.power_limit_w * 0.7 if gpu and gpu.power_limit_w else None
+    energy = f", about {watts * total / 3.6e6:.2f} kWh" if watts else ""
+    console.print(
+        f"about {_minutes(total)} in all{energy} (predicted; measured where it ran before)"
+    )
+
+
+def plan_on_command(console: Console, suite: Suite, names: list[str]) -> None:
+    """Predicted memory on machines that are not here."""
+    peaks = [machine_named(name.strip()) for name in names]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("predicted peak, GiB")
+    for peak in peaks:
+        nominal = " nominal" if peak.nominal else ""
+        table.add_column(f"{peak.id} {peak.memory_gib:.1f}{nominal}", justify="left")
+    for case in suite.cases:
+        shape = predict.shape_of(case, suite)
+        for point in case.points:
+            cells = []
+            for peak in peaks:
+                available = peak.memory_gib * GIB
+                needed = predict.memory(case, shape, point).total if shape else None
+                size = "" if needed is None else f"{needed / GIB:6.1f} "
+                cells.append(size + _fits(case, shape, point, needed, available))
+            table.add_row(f"{escape(case.name)}  {point}", *cells)
+    console.print(table)
+    console.print("Time and kWh: run plan on the machine itself.")
+
+
+def _fits(case: Case, shape: Any, point: Point, needed: float | None, available: float) -> str:
+    if needed is None:
+        return "unknown: no formulas for this family"
+    verdict = predict.fit(needed, available)
+    if verdict != "no":
+        return verdict
+    batch = predict.largest_batch(case, shape, point, available)
+    if batch is not None:
+        what = "micro_batch" if isinstance(case.workload, Training) else "batch"
+        return f"no; {what} {batch} does"
+    return "no; 2 or more of them" if needed < 8 * available else "no"
+
+
+def _seconds(case: Case, suite: Suite, shelf: Shelf, rate: float, gpu: bool) -> float:
+    """Mean of earlier trials here, else a guess."""
+    earlier = [r.seconds for r in shelf.here(case) if r.outcome.status == "ok"]
+    if earlier:
+        return sum(earlier) / len(earlier)
+    shape = predict.shape_of(case, suite)
+    return predict.seconds(case, shape, suite.protocol, rate, gpu=gpu)
+
+
+def _total_seconds(suite: Suite, store: Store, gpu: machine.Gpu | None) -> float:
+    here, software = machine.describe(gpu), machine.software(gpu)
+    shelf = Shelf(store, suite.cases, here, software)
+    rate = predict.reached_flops(peak_of(gpu.product) if gpu else None)
+    trials = suite.protocol.looks()[0]
+    return sum(
+        _seconds(case, suite, shelf, rate, gpu is not None)
+        * max(0, trials - len(shelf.finished(case, suite.protocol)))
+        for case in suite.cases
+    )
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+_CONDITION = re.compile(r"^\s*(slower|larger|worse)\s*>\s*([0-9.]+)\s*%?\s*$")
+_CONCERNS = {
+    "slower": ("train_tokens_per_s", "it_tokens_per_s"),
+    "larger": ("peak_allocated_gib", "host_peak_rss_gib"),
+    "worse": ("bits_per_byte",),
+}
+
+
+def failed_condition(found: Comparison, condition: str) -> str:
+    """Why a comparison fails a condition like `slower>5%`; empty when it does not.
+
+    It fails when the estimate is beyond the limit and the interval excludes no change. An
+    ambiguous result never fails, and says so.
+    """
+    match = _CONDITION.match(condition)
+    if not match:
+        raise SpecError(
+            f"--fail-if {condition!r}: write it like 'slower>5%', 'larger>2%', 'worse>1%'"
+        )
+    word, limit = match.group(1), float(match.group(2)) / 100
+    for line in found.lines:
+        if line.metric.key in _CONCERNS[word] and line.change > limit and _certain(line):
+            return f"{line.metric.label}: {line.change:.1%} {word}, the limit is {limit:.1%}"
+    return ""
+
+
+def _certain(line: Line) -> bool:
+    return line.verdict == "worse"

@@ -1,0 +1,58 @@
+"""The model as it will be measured, in numbers, for the record."""
+
+from __future__ import annotations
+
+import io
+from typing import IO, Any, cast
+
+import torch
+
+from efficientllm.cost import parameters
+from efficientllm.record import Build as BuildFacts
+from efficientllm.techniques.build import Build, bytes_by_kind, dtypes_of
+
+MAX_SERIALIZED_BYTES = 4 << 30
+
+
+def build_facts(build: Build, logical_params: int) -> BuildFacts:
+    """The model as it will be measured, for the record."""
+    model, shape = build.model, build.shape
+    added = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    total = logical_params + added
+    active = total
+    if shape is not None and shape.experts is not None:
+        counted = parameters(shape)
+        active = counted.active + added
+    held = bytes_by_kind(model)
+    return BuildFacts(
+        total_params=total,
+        trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        active_params=active,
+        bytes_by_kind=held,
+        dtypes=dtypes_of(model),
+        weights="random" if build.weights_random else "trained",
+        reach=tuple(build.reach),
+        shape=None if shape is None else shape.model_dump(exclude={"sources", "note"}),
+        reference_bytes=2 * logical_params,
+        disk_bytes=_serialized_bytes(model) if sum(held.values()) < MAX_SERIALIZED_BYTES else None,
+    )
+
+
+class _Counter(io.RawIOBase):
+    """A file that keeps nothing but its length."""
+
+    written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.written += len(data)
+        return len(data)
+
+
+def _serialized_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the state as torch writes it: quantized weights with scales and zero points."""
+    counter = _Counter()
+    torch.save(model.state_dict(), cast("IO[bytes]", counter))
+    return counter.written

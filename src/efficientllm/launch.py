@@ -1,0 +1,308 @@
+"""One trial in, one record out, always.
+
+The launcher is the only writer of the store. For each trial it takes a lease, makes a
+folder, starts a worker and beside it the sampler, and then sleeps until the worker has
+ended, has been silent past the limit it announced, or the user wants to stop. What comes
+back becomes a record whatever it is: out of memory, a crash and a kill are results with a
+reason, never absences.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from efficientllm import clock, journal, machine, processes
+from efficientllm.endings import death, left_over, overall
+from efficientllm.plan import Planned, env_id
+from efficientllm.preflight import wait_for_memory
+from efficientllm.processes import ForkServer, FreshInterpreter, Worker
+from efficientllm.readings import mean_power, read_notes, read_readings
+from efficientllm.record import Outcome, Reading, Record, Trial
+from efficientllm.spec.case import Case
+from efficientllm.spec.model import Product
+from efficientllm.spec.protocol import Protocol
+from efficientllm.spec.workload import Probe
+from efficientllm.store import Lease, Store, StoreError, require_space
+
+SPACE_BYTES = 1 << 30
+POLL_S = 1.0
+
+
+class Interrupted(BaseException):
+    """The user or the batch system wants this to end; what ran is on record."""
+
+    def __init__(self, sign: int) -> None:
+        super().__init__(signal.Signals(sign).name)
+        self.sign = sign
+
+
+class Progress(NamedTuple):
+    """What a running trial is doing."""
+
+    phase: str
+    window: str
+    done: int
+    total: int
+
+
+Listener = Callable[[Progress], None]
+
+
+class Launcher:
+    """Runs trials on one device; a context manager, because it holds a fork server."""
+
+    def __init__(
+        self,
+        store: Store,
+        gpu: machine.Gpu | None,
+        *,
+        space_bytes: int = SPACE_BYTES,
+        declared_peak: dict[str, Any] | None = None,
+    ) -> None:
+        self.store, self.gpu = store, gpu
+        self.machine = machine.describe(gpu)
+        self.software = machine.software(gpu)
+        self.idle_power_w: float | None = None
+        self._declared_peak = declared_peak
+        self._space_bytes = space_bytes
+        self._environment = processes.child_environment(gpu.uuid if gpu else None)
+        self._server: ForkServer | None = None
+        self._asked_to_stop: list[int] = []
+
+    def __enter__(self) -> Launcher:
+        self._restore = [
+            (sign, signal.signal(sign, lambda number, _: self._asked_to_stop.append(number)))
+            for sign in (signal.SIGINT, signal.SIGTERM)
+            if threading.current_thread() is threading.main_thread()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sign, handler in self._restore:
+            signal.signal(sign, handler)
+        if self._server is not None:
+            self._server.close()
+
+    def device_files(self) -> list[str]:
+        """Device files that the fork server holds open; any would poison its forks."""
+        return list(self._server.device_files) if self._server is not None else []
+
+    def measure_idle(self, seconds: float = 10.0) -> None:
+        """Board power with an open context and nothing to do, once a run."""
+        if self.gpu is None or self.idle_power_w is not None:
+            return
+        probe = Probe(check="idle", seconds=seconds)
+        case = Case.model_validate({"model": "none", "workload": probe.model_dump()})
+        record = self.run(Planned(case, 0, 0), Protocol(profile="quick"), keep=False)
+        self.idle_power_w = mean_power(record) if record is not None else None
+
+    def run(
+        self,
+        planned: Planned,
+        protocol: Protocol,
+        *,
+        suite: str = "",
+        listener: Listener = lambda _: None,
+        keep: bool = True,
+    ) -> Record | None:
+        """Run one trial; its record, or None while another process has it.
+
+        Raises Interrupted after recording, when the user wants to stop.
+        """
+        require_space(self.store.root, self._space_bytes)
+        name = f"{planned.case.case_id}-{planned.round}-{self.machine.name}"
+        lease = self.store.lease(name)
+        if lease is None:
+            return None
+        trial = _trial_of(planned, suite)
+        with lease, _beating(lease), self._folder() as folder:
+            if keep and planned.purpose == "measure" and self._exists(trial):
+                return None  # another process finished it between our plan and our lease
+            record = self._trial(planned, protocol, suite, listener, folder)
+            if keep and planned.purpose == "measure":
+                self.store.put(record)
+        if self._asked_to_stop:
+            raise Interrupted(self._asked_to_stop[0])
+        return record
+
+    def _exists(self, trial: Trial) -> bool:
+        return self.store.path_of(self.machine.name, trial).exists()
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """A trial's folder; when the store cannot take the record, it stays for a look."""
+        folder = self.store.work / f"trial-{os.getpid()}-{clock.now_ns()}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _trial(
+        self,
+        planned: Planned,
+        protocol: Protocol,
+        suite: str,
+        listener: Listener,
+        folder: Path,
+    ) -> Record:
+        started_at, start_ns = clock.wall(), clock.now_ns()
+        notes = wait_for_memory(self.gpu)
+        stories: list[journal.Story] = []
+        readings: list[Reading] = []
+        outcome = Outcome()
+        left: tuple[int, ...] | None = tuple(range(len(planned.case.points)))
+        while left is not None:
+            part = folder / str(len(stories))
+            part.mkdir()
+            self._task(planned, protocol, left, first=not stories).write(part)
+            outcome, alive = self._process(part, protocol, listener)
+            stories.append(journal.read(part))
+            readings += read_readings(part)
+            notes |= stories[-1].notes | read_notes(part, alive=alive)
+            left = left_over(outcome, left, stories[-1])
+        if stories[-1].phase_now == "keep" and outcome.status != "ok":
+            shutil.rmtree(self._product_folder(planned), ignore_errors=True)
+        resolved = {k: v for story in stories for k, v in story.resolved.items()}
+        if self.idle_power_w is not None:
+            resolved["idle_power_w"] = round(self.idle_power_w, 2)
+        points = tuple(point for story in stories for point in story.points)
+        return Record(
+            trial=_trial_of(planned, suite),
+            case=planned.case.model_dump(mode="json"),
+            protocol=protocol.model_dump(mode="json"),
+            outcome=overall(outcome, points),
+            started_at=started_at,
+            seconds=clock.seconds_since(start_ns),
+            machine=self.machine,
+            software=self.software,
+            resolved=resolved,
+            environment=processes.tuning(self._environment),
+            env_id=env_id(self.machine, self.software, resolved),
+            declared_peak=self._declared_peak,
+            build=next((s.build for s in reversed(stories) if s.build), None),
+            phases=tuple(phase for story in stories for phase in story.phases),
+            points=points,
+            losses=stories[-1].losses,
+            scores=next((s.scores for s in reversed(stories) if s.scores), None),
+            readings=tuple(readings),
+            notes=notes,
+        )
+
+    def _task(
+        self, planned: Planned, protocol: Protocol, points: tuple[int, ...], *, first: bool
+    ) -> journal.Task:
+        case = planned.case
+        parent = ""
+        if isinstance(case.model, Product):
+            parent = str(self.store.artifact(case.model.parent, case.model.seed))
+        return journal.Task(
+            case=case.model_dump(mode="json"),
+            protocol=protocol.model_dump(mode="json"),
+            seed=planned.seed,
+            points=points,
+            first=first,
+            parent_weights=parent,
+            product_folder=str(self._product_folder(planned)) if case.makes_product else "",
+            cache_folder=str(self.store.work / "cache"),
+            device="cpu" if self.gpu is None else "accelerator",
+            metered_power=self.gpu is not None,
+        )
+
+    def _product_folder(self, planned: Planned) -> Path:
+        return self.store.artifact(planned.case.case_id, planned.seed)
+
+    def _process(
+        self, folder: Path, protocol: Protocol, listener: Listener
+    ) -> tuple[Outcome, bool]:
+        """One worker from start to end; how it ended, and whether the sampler lived."""
+        worker = self._starter(protocol).start(folder)
+        uuid = self.gpu.uuid if self.gpu else None
+        sampler = processes.start_sampler(folder, worker.pid, uuid, self._environment)
+        try:
+            outcome = self._watch(worker, folder, listener)
+        finally:
+            alive = processes.stop_sampler(sampler)
+        return outcome, alive
+
+    def _starter(self, protocol: Protocol) -> ForkServer | FreshInterpreter:
+        if protocol.fresh_interpreters:
+            return FreshInterpreter(self._environment)
+        if self._server is None:
+            self.store.work.mkdir(parents=True, exist_ok=True)
+            errors = self.store.work / f"forkserver-{os.getpid()}.log"
+            self._server = ForkServer(self._environment, errors)
+        return self._server
+
+    def _watch(self, worker: Worker, folder: Path, listener: Listener) -> Outcome:
+        """Sleep until the worker has ended, is late, or is to be stopped."""
+        told, deadline, story = -1, None, journal.read(folder)
+        while (status := worker.wait(POLL_S)) is None:
+            if self._asked_to_stop:
+                processes.end(worker)
+                sign = signal.Signals(self._asked_to_stop[0]).name
+                return Outcome(status="interrupted", reason=f"stopped by {sign}")
+            size = _size(folder / journal.JOURNAL)
+            if size != told:
+                told, story = size, journal.read(folder)
+                listener(_progress(story))
+                deadline = story.deadline_ns
+            if deadline is not None and clock.now_ns() > deadline:
+                processes.end(worker)
+                return Outcome(status="timeout", phase=story.phase_now, reason="took too long")
+        story = journal.read(folder)
+        if story.outcome is not None:
+            return story.outcome
+        return death(status, story, folder)
+
+
+def _trial_of(planned: Planned, suite: str) -> Trial:
+    return Trial(
+        suite=suite,
+        name=planned.case.name,
+        case_id=planned.case.case_id,
+        round=planned.round,
+        attempt=planned.attempt,
+        seed=planned.seed,
+    )
+
+
+@contextmanager
+def _beating(lease: Lease) -> Iterator[None]:
+    """Keep a lease alive from a thread that does nothing else."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(10.0):
+            try:
+                lease.beat()
+            except OSError:
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _progress(story: journal.Story) -> Progress:
+    now = story.progress
+    return Progress(story.phase_now, now.get("window", ""), now.get("done", 0), now.get("total", 0))

@@ -1,0 +1,242 @@
+"""The loop in which work, clock and meters meet: cold call, warm-up, steady window.
+
+A *unit* is the smallest repeated piece of work (an optimizer step, a prefill, one decode
+step). For each kind of window a point goes through
+
+1. the cold call, timed alone: it holds compilation and first allocations;
+2. warm-up in blocks, until two consecutive blocks agree (median within 2 %, quartiles
+   within 5 %) and nothing was compiled in the last one, or until the cap;
+3. the steady window: the device is drained, the clock read, units are issued without
+   draining in between, the device is drained, the clock read.
+
+Inside a window each unit gets a mark on the device's timeline, and Python never runs more
+than two units ahead, so the window ends when its time has passed on the device and not
+when Python believes so. Nothing else happens there: no printing, no garbage collection,
+no meter in this process.
+
+What exceeds the protocol's cap is cut, never below three units; a point that cannot do
+three is a timeout, and the trial goes on with the next. Work with a declared number of
+units (training steps) does exactly that many: warm-up and window are ranges of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from efficientllm import clock
+from efficientllm.clock import Timeline
+from efficientllm.record import Window
+from efficientllm.spec.protocol import Limits
+
+AHEAD = 2
+"""Units that Python may be ahead of the device."""
+
+MIN_UNITS = 3
+BRIEF_UNITS = 5
+BLOCK_SECONDS = 0.5
+WARMUP_SHARE = 0.25
+"""At most this part of a window's time, or of a declared number of units, is warm-up."""
+
+
+class Work(Protocol):
+    """What `measure` asks of a workload; satisfied structurally."""
+
+    @property
+    def windows(self) -> tuple[str, ...]:
+        """Kinds of window at a point, in order."""
+
+    @property
+    def brief(self) -> frozenset[str]:
+        """Windows that only check others: a handful of units is enough for them."""
+
+    @property
+    def budget(self) -> int | None:
+        """Units the work declares and must do exactly, or None."""
+
+    def unit(self, window: str) -> None:
+        """Issue one unit; may return before the device is done."""
+
+    def check(self) -> None:
+        """Raise if a unit that has finished went wrong (a loss that is not finite)."""
+
+    def counts(self, window: str, units: int) -> dict[str, float]:
+        """Raw totals of the last `units` units (tokens, samples, pairs ...)."""
+
+    def compilations(self) -> int:
+        """Graphs compiled so far in this process; a change inside a window voids it."""
+
+
+class PointTimeout(RuntimeError):
+    """Three units do not fit under the protocol's cap."""
+
+
+class Progress(NamedTuple):
+    """What a person waiting wants to know."""
+
+    window: str
+    done: int
+    total: int
+
+
+class _Block(NamedTuple):
+    seconds: list[float]
+    compiled: bool
+
+
+class Loop:
+    """Measures the windows of one point."""
+
+    def __init__(
+        self,
+        work: Work,
+        timeline: Timeline,
+        limits: Limits,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self.work, self.timeline, self.limits = work, timeline, limits
+        self.progress = progress
+        self._start_ns = clock.now_ns()
+        self._cold_s = 0.0
+
+    def measure(self) -> list[Window]:
+        """Every window of the point, in the order the work names them."""
+        return [self._window(i) for i in range(len(self.work.windows))]
+
+    def _window(self, index: int) -> Window:
+        name = self.work.windows[index]
+        windows_left = len(self.work.windows) - index
+        spent = clock.seconds_since(self._start_ns) - self._cold_s
+        share = max(self.limits.cap_seconds - spent, 0.0) / windows_left
+        budget = self.work.budget
+        first = self._timed_block(name, 1)
+        self._cold_s += first.seconds[0]  # compilation is paid once and is not the cap's business
+        blocks, converged = self._warm_up(name, share, budget)
+        warm = [s for block in blocks for s in block.seconds]
+        typical = statistics.median(blocks[-1].seconds if blocks else first.seconds)
+        done = 1 + len(warm)
+        if budget is None:
+            self._must_fit(typical, share)
+        stop = self._stop_rule(typical, share, None if budget is None else budget - done)
+        if name in self.work.brief:
+            stop = lambda units, _: units >= BRIEF_UNITS  # noqa: E731
+        return self._steady(name, stop, first.seconds[0], warm, converged)
+
+    def _must_fit(self, typical: float, share: float) -> None:
+        if MIN_UNITS * typical > max(share, self.limits.cap_seconds / 4):
+            raise PointTimeout(
+                f"one unit takes {typical:.3g} s: three do not fit under the cap of"
+                f" {self.limits.cap_seconds:.0f} s a point"
+            )
+
+    def _stop_rule(
+        self, typical: float, share: float, left: int | None
+    ) -> Callable[[int, float], bool]:
+        """When a steady window has enough, as a function of units and seconds so far."""
+        if left is not None:
+            return lambda units, _: units >= left
+        wanted = max(self.limits.min_seconds, self.limits.energy_seconds)
+        room = max(share - typical * MIN_UNITS, typical * MIN_UNITS)
+
+        def enough(units: int, seconds: float) -> bool:
+            if units < MIN_UNITS:
+                return False
+            return seconds >= room or (units >= self.limits.min_units and seconds >= wanted)
+
+        return enough
+
+    def _warm_up(self, name: str, share: float, budget: int | None) -> tuple[list[_Block], bool]:
+        blocks: list[_Block] = []
+        start = clock.now_ns()
+        most = None if budget is None else max(0, min(int(budget * WARMUP_SHARE), budget - 4))
+        probe = self._timed_block(name, 1) if most is None or most >= 1 else None
+        if probe is None:
+            return blocks, False
+        blocks.append(probe)
+        size = min(20, max(MIN_UNITS, round(BLOCK_SECONDS / max(probe.seconds[0], 1e-6))))
+        if name in self.work.brief:
+            return blocks, True
+        while True:
+            done = sum(len(block.seconds) for block in blocks)
+            if most is not None and done + size > most:
+                return blocks, False
+            over = clock.seconds_since(start) > share * WARMUP_SHARE
+            if over and done >= MIN_UNITS and budget is None:
+                return blocks, False
+            blocks.append(self._timed_block(name, size))
+            steady = len(blocks) > 2 and agree(blocks[-2].seconds, blocks[-1].seconds)
+            if steady and not blocks[-1].compiled:
+                return blocks, True
+
+    def _timed_block(self, name: str, units: int) -> _Block:
+        before = self.work.compilations()
+        marks = [self.timeline.mark()]
+        for _ in range(units):
+            self.work.unit(name)
+            marks.append(self.timeline.mark())
+        self.timeline.drain()
+        self.work.check()
+        return _Block(self.timeline.seconds(marks), self.work.compilations() > before)
+
+    def _steady(
+        self,
+        name: str,
+        enough: Callable[[int, float], bool],
+        first_call_s: float,
+        warm: list[float],
+        converged: bool,
+    ) -> Window:
+        compiled = self.work.compilations()
+        gc.collect()
+        gc.disable()
+        try:
+            marks, start_ns, end_ns = self._run(name, enough)
+        finally:
+            gc.enable()
+        self.work.check()
+        unit_s = self.timeline.seconds(marks)
+        return Window(
+            name=name,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            unit_s=tuple(round(s, 9) for s in unit_s),
+            counts=self.work.counts(name, len(unit_s)),
+            first_call_s=first_call_s,
+            warmup_units=1 + len(warm),
+            warmup_s=sum(warm),
+            converged=converged,
+            recompiles=self.work.compilations() - compiled,
+        )
+
+    def _run(
+        self, name: str, enough: Callable[[int, float], bool]
+    ) -> tuple[list[object], int, int]:
+        self.timeline.drain()
+        start_ns = clock.now_ns()
+        marks = [self.timeline.mark()]
+        told = start_ns
+        while not enough(len(marks) - 1, clock.seconds_since(start_ns)):
+            self.work.unit(name)
+            marks.append(self.timeline.mark())
+            if len(marks) > AHEAD:
+                self.timeline.reach(marks[-1 - AHEAD])
+                self.work.check()
+            if clock.now_ns() - told > 1_000_000_000:
+                told = clock.now_ns()
+                self.progress(Progress(name, len(marks) - 1, self.work.budget or 0))
+        self.timeline.drain()
+        return marks, start_ns, clock.now_ns()
+
+
+def agree(before: list[float], after: list[float]) -> bool:
+    """Whether two blocks of unit times look like one steady state.
+
+    Medians within 2 % and both quartiles within 5 % of each other.
+    """
+    if min(len(before), len(after)) < MIN_UNITS:
+        return False
+    old, new = (statistics.quantiles(block, n=4, method="inclusive") for block in (before, after))
+    tolerance = (0.05, 0.02, 0.05)
+    return all(abs(b - a) <= t * a for a, b, t in zip(old, new, tolerance, strict=True))

@@ -1,0 +1,173 @@
+"""How near to the hardware's limits: products for training and prefill, bytes for decode.
+
+Peaks are the datasheet's dense ones, of the type that is multiplied. Weight-only
+quantization multiplies in bf16. An unknown card has no MFU.
+"""
+
+from __future__ import annotations
+
+from efficientllm.cost import (
+    kv_bytes_per_token,
+    prefill_flops,
+    training_flops,
+)
+from efficientllm.metrics.view import Unmeasured, Value, View, mean_over
+from efficientllm.record import Window
+from efficientllm.spec.case import Case
+from efficientllm.spec.technique import Cast, Int8Dynamic
+from efficientllm.spec.workload import Generate, Training
+
+_NO_FORMULA = "no FLOP formula for this family here"
+
+
+def multiplied_dtype(case: Case, tf32: str = "highest") -> str:
+    """The type that the matrix units multiply."""
+    if isinstance(case.workload, Training):
+        compute = case.workload.precision.compute
+        return "tf32" if compute == "float32" and tf32 != "highest" else compute
+    for technique in case.technique:
+        if isinstance(technique, Int8Dynamic):
+            return "int8"
+        if isinstance(technique, Cast):
+            return technique.kind
+    return "bf16"
+
+
+def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Window] | Unmeasured:
+    """FLOPs that the algorithm needs in the window they are counted for, and that window."""
+    shape, workload = view.shape, view.case.workload
+    if shape is None:
+        return Unmeasured(_NO_FORMULA)
+    if isinstance(workload, Training):
+        window = view.window("step")
+        if isinstance(window, Unmeasured):
+            return window
+        pairs = window.counts["square_pairs" if full_attention else "pairs"]
+        flops = training_flops(shape, view.case.technique, window.counts["tokens"], pairs)
+    elif isinstance(workload, Generate):
+        window = view.window("prefill")
+        if isinstance(window, Unmeasured):
+            return window
+        one = prefill_flops(shape, view.point.batch, view.point.context)
+        flops = None if one is None else one * window.units
+        if flops is not None and full_attention:
+            flops += _prefill_above_causal(view, window)
+    else:
+        return Unmeasured("a probe has no model")
+    return Unmeasured(_NO_FORMULA) if flops is None else (flops, window)
+
+
+def _prefill_above_causal(view: View, window: Window) -> float:
+    from efficientllm.cost import attention_flops, causal_pairs
+
+    shape, (batch, context) = view.shape, (view.point.batch, view.point.context)
+    assert shape is not None
+    more = attention_flops(shape, batch * (context**2 - causal_pairs(context)))
+    return (more or 0.0) * window.units
+
+
+def _peak_flops(view: View) -> Value:
+    if view.record.machine.device_kind == "cpu":
+        return Unmeasured("a CPU has no datasheet peak here")
+    if view.peak is None:
+        return Unmeasured(f"no peak known for {view.record.machine.device}; declare one: --peaks")
+    dtype = multiplied_dtype(view.case, str(view.record.resolved.get("tf32", "highest")))
+    flops = view.peak.flops(dtype)
+    return Unmeasured(f"{view.peak.id} states no {dtype} peak") if flops is None else flops
+
+
+def _utilization(view: View, *, full_attention: bool) -> Value:
+    counted, peak = window_flops(view, full_attention=full_attention), _peak_flops(view)
+    if isinstance(counted, Unmeasured):
+        return counted
+    if isinstance(peak, Unmeasured):
+        return peak
+    flops, window = counted
+    return flops / window.seconds / peak
+
+
+def mfu(view: View) -> Value:
+    """FLOPs the algorithm needs (causal attention at half) / seconds / datasheet peak.
+
+    Training: the step window. Generation: the prefill window.
+    """
+    return _utilization(view, full_attention=False)
+
+
+def mfu_fullattn(view: View) -> Value:
+    """MFU in the other common convention: attention counted without causality."""
+    return _utilization(view, full_attention=True)
+
+
+def decode_bytes(view: View) -> tuple[float, Window] | Unmeasured:
+    """Bytes that decode has to read: weights once a step, the visible cache of each sequence."""
+    window, build, shape = view.window("decode"), view.record.build, view.shape
+    if isinstance(window, Unmeasured):
+        return window
+    if build is None or shape is None:
+        return Unmeasured(_NO_FORMULA)
+    if shape.experts is not None:
+        return Unmeasured("which experts were read is not counted yet")
+    held = build.bytes_by_kind
+    # An untied embedding is a lookup of a few rows; a tied one is read whole as the head.
+    weights = sum(v for k, v in held.items() if k != "embedding" or shape.tied)
+    element = 4 if view.record.resolved.get("activations") == "float32" else 2
+    cache = kv_bytes_per_token(shape, element) * window.counts["cache_reads"]
+    return weights * window.units + cache, window
+
+
+def mbu(view: View) -> Value:
+    """Bytes decode has to read / seconds / datasheet bandwidth."""
+    counted = decode_bytes(view)
+    if isinstance(counted, Unmeasured):
+        return counted
+    if view.record.machine.device_kind == "cpu":
+        return Unmeasured("a CPU has no datasheet bandwidth here")
+    if view.peak is None:
+        return Unmeasured(f"no peak known for {view.record.machine.device}; declare one: --peaks")
+    total, window = counted
+    return total / window.seconds / view.peak.bytes_per_s
+
+
+def roofline_share(view: View) -> Value:
+    """FLOP/s of training, or byte/s of decode, / what `doctor` reached on this machine."""
+    if view.stage == "generate":
+        counted, ceiling = decode_bytes(view), view.ceiling.bytes_per_s
+    else:
+        counted, ceiling = window_flops(view), view.ceiling.flops
+    if isinstance(counted, Unmeasured):
+        return counted
+    if ceiling is None:
+        return Unmeasured("this machine's ceiling is not known: run efficientllm doctor")
+    total, window = counted
+    return total / window.seconds / ceiling
+
+
+def _activity(view: View, meter: str, column: str) -> Value:
+    window, series = view.main_window, view.series(meter)
+    if isinstance(window, Unmeasured):
+        return window
+    if series is None:
+        return view.note(meter, "nvml", "sampler", default="no such counter without a GPU")
+    mean = mean_over(series, column, window.start_ns, window.end_ns)
+    return Unmeasured("no sample fell into the window") if mean is None else mean
+
+
+def sm_active(view: View) -> Value:
+    """Share of cycles in which a multiprocessor had work (NVML GPM), mean over the window."""
+    return _activity(view, "gpm", "sm_active")
+
+
+def tensor_active(view: View) -> Value:
+    """Share of cycles in which tensor cores worked (NVML GPM), mean over the window."""
+    return _activity(view, "gpm", "tensor_active")
+
+
+def dram_active(view: View) -> Value:
+    """Share of the memory bandwidth in use (NVML GPM), mean over the window."""
+    return _activity(view, "gpm", "dram_active")
+
+
+def pcu_busy_share(view: View) -> Value:
+    """Share of time in which any kernel ran: `utilization.gpu` (the paper's PCU)."""
+    return _activity(view, "clocks", "busy_share")

@@ -1,0 +1,95 @@
+"""Quality and size: what was kept and how small it became."""
+
+from __future__ import annotations
+
+import math
+
+from efficientllm.metrics.view import Unmeasured, Value, View
+from efficientllm.record import Scores
+
+
+def _scores(view: View) -> Scores | Unmeasured:
+    if view.record.scores is not None:
+        return view.record.scores
+    return view.note("quality", default="the trial ended before quality was measured")
+
+
+def perplexity(view: View) -> Value:
+    """exp(mean negative log-likelihood per token) on held-out text; one tokenizer only."""
+    scores = _scores(view)
+    if isinstance(scores, Unmeasured):
+        return scores
+    return math.exp(sum(scores.nll) / sum(scores.tokens))
+
+
+def bits_per_byte(view: View) -> Value:
+    """Negative log-likelihood / (ln 2 x UTF-8 bytes) on held-out text; any tokenizer."""
+    scores = _scores(view)
+    if isinstance(scores, Unmeasured):
+        return scores
+    return sum(scores.nll) / (math.log(2) * sum(scores.bytes))
+
+
+def final_loss(view: View) -> Value:
+    """Mean training loss of the last tenth of the declared steps."""
+    losses = view.record.losses
+    if not losses:
+        return Unmeasured("no step was trained")
+    if view.record.case["workload"].get("steps") is None and not view.record.case["workload"].get(
+        "tokens"
+    ):
+        return Unmeasured("NOT_TRAINED: the case declares no steps or tokens")
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
+
+
+def quality_retained(view: View) -> Value:
+    """Bits per byte of the reference / own bits per byte (1: as good as the reference)."""
+    own = bits_per_byte(view)
+    if isinstance(own, Unmeasured):
+        return own
+    if view.reference is None:
+        return Unmeasured("no uncompressed row of the same model to compare with")
+    reference = bits_per_byte(view.reference)
+    return reference if isinstance(reference, Unmeasured) else reference / own
+
+
+def mcr(view: View) -> Value:
+    """Size ratio x task score / task score of the reference (the paper's MCR)."""
+    return Unmeasured("no task score was measured, and perplexity is not one")
+
+
+def size_ratio(view: View) -> Value:
+    """Bytes of the unquantized model in bf16 / bytes held, scales and zero points included."""
+    build = view.record.build
+    if build is None or build.reference_bytes is None:
+        return Unmeasured("no model was built")
+    return build.reference_bytes / sum(build.bytes_by_kind.values())
+
+
+def bits_per_param(view: View) -> Value:
+    """Bits held / logical parameters of the unquantized model."""
+    build = view.record.build
+    if build is None:
+        return Unmeasured("no model was built")
+    return 8 * sum(build.bytes_by_kind.values()) / build.total_params
+
+
+def _parameters(view: View, name: str) -> Value:
+    build = view.record.build
+    return float(getattr(build, name)) if build else Unmeasured("no model was built")
+
+
+def total_params(view: View) -> Value:
+    """All parameters, a tied table once, adapters included."""
+    return _parameters(view, "total_params")
+
+
+def trainable_params(view: View) -> Value:
+    """Parameters that learn."""
+    return _parameters(view, "trainable_params")
+
+
+def active_params(view: View) -> Value:
+    """Parameters that one token passes through (fewer than all in a mixture of experts)."""
+    return _parameters(view, "active_params")

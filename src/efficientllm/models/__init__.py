@@ -1,0 +1,1 @@
+"""Models: our decoder, the transformers arm, checkpoints, and fusing as a step."""

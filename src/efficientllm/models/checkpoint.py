@@ -1,0 +1,241 @@
+"""From a model spec to weights on a device, and from trained weights to a checkpoint.
+
+Shapes are built on the meta device and filled on the target, so an 8B model with random
+weights takes less than a second on a GPU. Checkpoints are read from safetensors only:
+a pickle is a program. Somebody else's Python is refused unless the case allows it by name
+and full revision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from efficientllm.catalog.shape import (
+    Shape,
+    backbone_shape,
+    read_config,
+    shape_from_config,
+    shape_named,
+)
+from efficientllm.models import huggingface
+from efficientllm.models.decoder import Decoder
+from efficientllm.record import Unsupported
+from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, Model, Product, is_local
+
+TOKENIZER = "tokenizer.json"
+INIT_STD = 0.02
+
+
+def build_model(
+    spec: Model, device: torch.device, dtype: torch.dtype | None, seed: int, parent: str
+) -> tuple[PreTrainedModel, Shape | None]:
+    """The model of a spec on a device, and its shape where formulas for it exist.
+
+    `dtype` None keeps a checkpoint's own type (bf16 for random weights). `parent` is the
+    folder that a product's weights were left in.
+    """
+    match spec:
+        case Backbone():
+            return _random(backbone_shape(spec), "decoder", device, dtype, seed)
+        case CatalogShape():
+            return _random(shape_named(spec.name), spec.implementation, device, dtype, seed)
+        case Checkpoint():
+            return _load(local_folder(spec), spec, device, dtype)
+        case Product():
+            return _load(Path(parent), Checkpoint(source=parent), device, dtype)
+
+
+def local_folder(spec: Checkpoint) -> Path:
+    """Where a checkpoint's files are: its folder, or the hub's cache (never the network)."""
+    if is_local(spec.source):
+        return Path(spec.source).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    name = spec.source.partition("@")[0]
+    try:
+        return Path(snapshot_download(name, revision=spec.commit or None, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise Unsupported(
+            f"{name}: not on this disk; fetch it where there is a network: efficientllm fetch"
+            f" model={spec.source}"
+        ) from error
+
+
+def _random(
+    shape: Shape, implementation: str, device: torch.device, dtype: torch.dtype | None, seed: int
+) -> tuple[PreTrainedModel, Shape]:
+    ours = shape.gated_decoder if implementation == "auto" else implementation == "decoder"
+    if ours and not shape.gated_decoder:
+        raise Unsupported(f"{shape.name}: our decoder cannot build it; use implementation: auto")
+    with torch.device("meta"):
+        if ours:
+            model: PreTrainedModel = Decoder.from_shape(shape)
+        else:
+            model = AutoModelForCausalLM.from_config(huggingface.config_of(shape))
+    model = _materialize(model, device, dtype or torch.bfloat16)
+    _fill(model, seed)
+    return model, shape
+
+
+def _materialize(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Allocate a meta model's parameters in their final type at once."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model = model.to_empty(device=device)
+    model.tie_weights()
+    return model
+
+
+@torch.no_grad()
+def _fill(model: PreTrainedModel, seed: int) -> None:
+    """Fill every parameter and buffer, the same on every run with the same seed and device."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                parameter.normal_(std=INIT_STD)
+            elif name == "weight":
+                parameter.fill_(1.0)
+            else:
+                parameter.zero_()
+    huggingface.reset_buffers(model)
+
+
+def _load(
+    folder: Path, spec: Checkpoint, device: torch.device, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, Shape | None]:
+    """Weights from a folder, through our decoder where it knows the family."""
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        return _load_adapter(folder, spec, device, dtype)
+    config = read_config(folder)
+    _refuse_pickles(folder)
+    _refuse_code(config, spec)
+    shape = shape_from_config(config, spec.source or folder.name)
+    plain = shape is not None and shape.gated_decoder and "quantization_config" not in config
+    if spec.implementation == "decoder" and not plain:
+        raise Unsupported(f"{spec.source}: our decoder cannot load it; use implementation: auto")
+    if plain and spec.implementation != "transformers":
+        assert shape is not None
+        return _load_decoder(folder, shape, device, dtype or _stored_dtype(folder)), shape
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        trust_remote_code=spec.allow_code,
+        local_files_only=True,
+    )
+    return model.to(device), shape
+
+
+def _load_decoder(
+    folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    with torch.device("meta"):
+        model = _materialize(Decoder.from_shape(shape), device, dtype)
+    huggingface.reset_buffers(model)
+    parameters = dict(model.named_parameters())
+    missing = set(parameters)
+    for path in _safetensors(folder):
+        with safe_open(path, "pt", device=str(device)) as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                if name in parameters:
+                    with torch.no_grad():
+                        parameters[name].copy_(file.get_tensor(name))
+                    missing.discard(name)
+    if missing:
+        raise Unsupported(f"{folder}: no weights for {', '.join(sorted(missing)[:3])}")
+    return model
+
+
+def _load_adapter(
+    folder: Path, spec: Checkpoint, device: torch.device, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, Shape | None]:
+    from peft import PeftModel
+
+    base = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    source = str(base.get("base_model_name_or_path") or "")
+    base_spec = Checkpoint(source=source, implementation=spec.implementation)
+    model, shape = _load(local_folder(base_spec), base_spec, device, dtype)
+    adapted = PeftModel.from_pretrained(model, folder, use_safetensors=True)
+    return adapted.merge_and_unload(), shape
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if _safetensors(folder):
+        return
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    if pickles:
+        raise Unsupported(
+            f"{folder}: {pickles[0]} is a pickle, and loading a pickle runs it; convert the weights"
+            " to safetensors"
+        )
+    raise Unsupported(f"{folder}: no *.safetensors there")
+
+
+def _refuse_code(config: dict[str, Any], spec: Checkpoint) -> None:
+    if "auto_map" in config and not spec.allow_code:
+        raise Unsupported(
+            f"{spec.source}: brings its own Python code; to run it say model.allow_code=true and"
+            " name the full revision: model.source=id@<40-digit commit>"
+        )
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The type that the first floating-point tensor is stored in."""
+    with safe_open(_safetensors(folder)[0], "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            dtype: torch.dtype = file.get_tensor(name).dtype
+            if dtype.is_floating_point:
+                return dtype
+    return torch.bfloat16
+
+
+def save_checkpoint(model: PreTrainedModel, folder: Path) -> str:
+    """Save as a plain checkpoint that other tools read; the SHA-256 of the weights.
+
+    A model of our decoder is saved under the published family that has its parts: Qwen3
+    (norms on q and k), Qwen2 (biases) or Llama.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, Decoder):
+        config = huggingface.published_config(model.shape)
+        config.dtype = next(model.parameters()).dtype
+        config.save_pretrained(folder)
+        # Rows of a fused weight share its storage; a copy of their own is what gets saved.
+        state = {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}
+        if model.shape.tied:
+            state.pop("lm_head.weight", None)
+        save_torch_state_dict(state, folder, metadata={"format": "pt"})
+    else:
+        model.save_pretrained(folder)
+    return weights_sha256(folder)
+
+
+def weights_sha256(folder: Path) -> str:
+    """One digest over every weight file of a folder, in the order of their names."""
+    total = hashlib.sha256()
+    for path in _safetensors(folder):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of the weight files in a folder."""
+    return sum(path.stat().st_size for path in _safetensors(folder))

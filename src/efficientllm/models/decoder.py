@@ -1,0 +1,175 @@
+"""Our decoder: one readable model for the controlled backbone and the Llama/Qwen families.
+
+RMSNorm, rotary positions, grouped-query attention, gated feed-forward. Parameters carry
+transformers' Qwen2 and Llama names, so adapters, checkpoints and other tools find what
+they expect, and its logits equal theirs (tested). Blocks receive their cache as tensors,
+never by layer index, so all layers share one compiled graph.
+
+Legend: B batch, T new positions, S cache slots, C hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from efficientllm.catalog.shape import Shape
+from efficientllm.models.attention import Attention, KeyValue
+from efficientllm.models.feedforward import FeedForward
+from efficientllm.models.position import Documents, Positions, Rotary
+
+Cache = list[KeyValue]
+
+
+class DecoderConfig(PreTrainedConfig):
+    """A shape in the form that transformers saves beside weights."""
+
+    model_type = "efficientllm-decoder"
+
+    def __init__(self, shape: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.shape = shape or {}
+        if shape:
+            kwargs.setdefault("tie_word_embeddings", bool(shape["tied"]))
+            self.vocab_size, self.hidden_size = shape["vocab"], shape["hidden"]
+            self.num_hidden_layers = shape["layers"]
+            self.num_attention_heads = shape["heads"]
+        super().__init__(**kwargs)
+
+
+class Block(nn.Module):
+    """One decoder layer: attention, then feed-forward, each behind a norm and a residual."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.hidden, shape.norm_eps)
+        self.self_attn: Attention = Attention(
+            shape.hidden,
+            shape.heads,
+            shape.kv_heads,
+            shape.head_dim,
+            bias=shape.qkv_bias,
+            qk_norm=shape.qk_norm,
+            eps=shape.norm_eps,
+        )
+        self.post_attention_layernorm = nn.RMSNorm(shape.hidden, shape.norm_eps)
+        self.mlp = FeedForward(shape.hidden, shape.ffn)
+
+    def forward(self, x: Tensor, positions: Positions, cache: KeyValue | None = None) -> Tensor:
+        """x [B, T, C] -> [B, T, C]."""
+        x = x + self.self_attn(self.input_layernorm(x), positions, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Body(nn.Module):
+    """Embeddings, layers, final norm (the part that transformers calls `model`)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.hidden, shape.norm_eps)
+        self.rotary = Rotary(shape.head_dim, shape.rope_theta, shape.rope_scaling)
+
+    def forward(self, tokens: Tensor, positions: Positions, cache: Cache | None = None) -> Tensor:
+        """tokens [B, T] -> hidden states [B, T, C]."""
+        x = self.embed_tokens(tokens)
+        for index, block in enumerate(self.layers):
+            x = block(x, positions, None if cache is None else cache[index])
+        return self.norm(x)
+
+
+class Decoder(PreTrainedModel):
+    """A causal language model with a static cache, as a transformers model."""
+
+    config_class = DecoderConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.shape = Shape.model_validate(config.shape)
+        self.model = Body(self.shape)
+        self.lm_head = nn.Linear(self.shape.hidden, self.shape.vocab, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_shape(cls, shape: Shape) -> Decoder:
+        """The decoder of a shape, on whatever device is current (`torch.device`)."""
+        fields = shape.model_dump(exclude={"sources", "note", "parameters", "active_parameters"})
+        return cls(DecoderConfig(fields))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Rotary):
+            module.reset()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> CausalLMOutput:
+        """Logits [B, T, V] for tokens [B, T]; with labels also the mean next-token loss.
+
+        Rows are whole and causal. Padding on the right changes nothing before it.
+        """
+        logits = self.lm_head(self.hidden(input_ids))
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+            )
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def hidden(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
+        """Final hidden states [B, T, C]; the loss multiplies them by the head in chunks."""
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        if documents is not None:
+            index = _restart(index, documents)
+        return self.model(tokens, self._positions(index)._replace(documents=documents))
+
+    def new_cache(self, batch: int, slots: int) -> Cache:
+        """A static cache of `slots` positions for each of `batch` sequences."""
+        table = self.get_input_embeddings().weight
+        blocks = (block for block in self.model.layers if isinstance(block, Block))
+        return [
+            block.self_attn.new_cache(batch, slots, table.device, table.dtype) for block in blocks
+        ]
+
+    def prefill(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Fill the cache with prompts [B, T]; logits of the last position, [B, V]."""
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.model(tokens, self._positions(index), cache)
+        return self.lm_head(x[:, -1])
+
+    def decode(self, tokens: Tensor, slot: Tensor, cache: Cache) -> Tensor:
+        """One new token [B, 1] for each sequence at cache slot `slot` [1]; logits [B, V]."""
+        slots = torch.arange(cache[0].k.shape[2], device=tokens.device)
+        positions = self._positions(slot)._replace(slot=slot, visible=slots <= slot)
+        return self.lm_head(self.model(tokens, positions, cache)[:, -1])
+
+    def _positions(self, index: Tensor) -> Positions:
+        cos, sin = self.model.rotary(index, self.get_input_embeddings().weight.dtype)
+        return Positions(cos, sin)
+
+
+def _restart(index: Tensor, documents: Documents) -> Tensor:
+    """Positions that count from 0 in every document."""
+    which = torch.bucketize(index, documents.offsets[1:].to(index.dtype), right=True)
+    return index - documents.offsets[which].to(index.dtype)
+
+
+AutoConfig.register(DecoderConfig.model_type, DecoderConfig)
+AutoModelForCausalLM.register(DecoderConfig, Decoder)

@@ -1,0 +1,27 @@
+"""The gated feed-forward layer (SwiGLU, Shazeer 2020)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x)); parameter names are those of Qwen2 and Llama."""
+
+    gate_up_proj: nn.Linear
+    fused_sizes: tuple[int, ...]
+
+    def __init__(self, hidden: int, ffn: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, ffn, bias=False)
+        self.up_proj = nn.Linear(hidden, ffn, bias=False)
+        self.down_proj = nn.Linear(ffn, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, C] -> [B, T, C]."""
+        if hasattr(self, "gate_up_proj"):  # made by models/fuse.py
+            gate, up = self.gate_up_proj(x).split(self.fused_sizes, dim=-1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(F.silu(gate) * up)

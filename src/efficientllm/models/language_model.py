@@ -1,0 +1,110 @@
+"""One face for every model: all that workloads ask of it.
+
+Our decoder has these methods itself; a model of transformers is wrapped. Its static
+cache keeps its length in a tensor per layer, so a decode step can be compiled once and
+captured.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, StaticCache
+
+from efficientllm.models.decoder import Decoder
+from efficientllm.models.position import Documents
+from efficientllm.record import Unsupported
+
+
+class LanguageModel(Protocol):
+    """What workloads ask of a model. Shapes: B sequences, T positions, V vocabulary."""
+
+    packs_documents: bool
+
+    def hidden(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
+        """Final hidden states [B, T, C] of tokens [B, T]."""
+
+    def head(self) -> nn.Linear:
+        """The product that turns hidden states into logits."""
+
+    def new_cache(self, batch: int, slots: int) -> Any:
+        """An empty static cache."""
+
+    def cache_tensors(self, cache: Any) -> list[Tensor]:
+        """Every tensor of a cache, for counting bytes."""
+
+    def prefill(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Fill a cache from prompts [B, T]; logits of the last position [B, V]."""
+
+    def decode(self, tokens: Tensor, slot: Tensor, cache: Any) -> Tensor:
+        """One new token [B, 1] at a cache slot [1]; logits [B, V]."""
+
+
+class OurDecoder:
+    """Our decoder behind the face."""
+
+    packs_documents = True
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+        self.hidden, self.new_cache = model.hidden, model.new_cache
+        self.prefill, self.decode = model.prefill, model.decode
+
+    def head(self) -> nn.Linear:
+        return self.model.lm_head
+
+    def cache_tensors(self, cache: Any) -> list[Tensor]:
+        return [tensor for layer in cache for tensor in layer]
+
+
+class Transformers:
+    """A model of transformers behind the face."""
+
+    packs_documents = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def hidden(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
+        assert documents is None, "transformers' models get one document a row"
+        return self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+
+    def head(self) -> nn.Linear:
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def new_cache(self, batch: int, slots: int) -> Any:
+        if not getattr(self.model, "_can_compile_fullgraph", False):
+            name = type(self.model).__name__
+            raise Unsupported(f"{name} has no static cache in transformers: no generation here")
+        return StaticCache(config=self.model.config, max_cache_len=slots)
+
+    def cache_tensors(self, cache: Any) -> list[Tensor]:
+        return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+    def prefill(self, tokens: Tensor, cache: Any) -> Tensor:
+        _set_length(cache, 0)
+        return self._logits(tokens, cache)
+
+    def decode(self, tokens: Tensor, slot: Tensor, cache: Any) -> Tensor:
+        _set_length(cache, slot)
+        return self._logits(tokens, cache)
+
+    def _logits(self, tokens: Tensor, cache: Any) -> Tensor:
+        out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1]
+
+
+def _set_length(cache: Any, length: Tensor | int) -> None:
+    for layer in cache.layers:
+        if isinstance(length, int):
+            layer.cumulative_length.fill_(length)
+        else:
+            layer.cumulative_length.copy_(length.squeeze(0))
+
+
+def face(model: PreTrainedModel) -> LanguageModel:
+    """The face of a model, ours or transformers'."""
+    return OurDecoder(model) if isinstance(model, Decoder) else Transformers(model)

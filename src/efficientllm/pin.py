@@ -1,0 +1,174 @@
+"""Pinning: what a case names from outside gets the name of its content.
+
+Before anything is planned, a hub revision becomes a commit and a local folder or file a
+SHA-256, because a path or a branch says where something was, not what it was. Digests of
+large files are remembered by path, size and time of change, so planning stays fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from efficientllm.spec.case import Case
+from efficientllm.spec.document import SpecError
+from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, is_local
+from efficientllm.spec.suite import Suite
+from efficientllm.spec.text import Files
+
+CHECKPOINT_FILES = (".safetensors", ".json", ".py", ".model", ".txt")
+
+
+def pin_suite(suite: Suite, *, allow_code: bool = False) -> Suite:
+    """Every case with its content pinned; children follow their parents' new ids."""
+    ids: dict[str, str] = {}
+    cases = []
+    for case in suite.cases:
+        pinned = pin(case, allow_code=allow_code)
+        parent = getattr(pinned.model, "parent", "")
+        if parent in ids:
+            model = pinned.model.model_copy(update={"parent": ids[parent]})
+            pinned = pinned.model_copy(update={"model": model})
+        # model_copy carries the cached id along; take it from a fresh value.
+        pinned = Case.model_validate(pinned.model_dump())
+        ids[case.case_id] = pinned.case_id
+        cases.append(pinned)
+    return suite._replace(cases=tuple(cases))
+
+
+def pin(case: Case, *, allow_code: bool = False) -> Case:
+    """One case with commits and digests filled in; raises SpecError with what to do."""
+    update: dict[str, Any] = {"model": _pin_model(case, allow_code=allow_code)}
+    data = getattr(case.workload, "data", None)
+    if isinstance(data, Files):
+        update["workload"] = case.workload.model_copy(update={"data": _pin_text(data)})
+    if case.quality is not None and isinstance(case.quality.data, Files):
+        update["quality"] = case.quality.model_copy(update={"data": _pin_text(case.quality.data)})
+    return case.model_copy(update=update)
+
+
+def _pin_model(case: Case, *, allow_code: bool) -> Any:
+    model = case.model
+    if isinstance(model, Backbone | CatalogShape) and model.tokenizer != "auto":
+        path = Path(model.tokenizer).expanduser()
+        return model.model_copy(update={"tokenizer_sha256": _digest_of(path, (".json", ".bpe"))})
+    if not isinstance(model, Checkpoint):
+        return model
+    if model.allow_code and not allow_code:
+        raise SpecError(
+            f"{case.name}: model.allow_code runs somebody's Python on this machine; say"
+            " --allow-code on the command line as well"
+        )
+    if is_local(model.source):
+        folder = Path(model.source).expanduser()
+        if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+            raise SpecError(f"model: {model.source}: no checkpoint there (no config.json)")
+        return model.model_copy(update={"sha256": _digest_of(folder, CHECKPOINT_FILES)})
+    return model if model.commit else model.model_copy(update={"commit": hub_commit(model.source)})
+
+
+def _pin_text(text: Files) -> Files:
+    path = Path(text.path).expanduser()
+    if not path.exists():
+        raise SpecError(f"data: {text.path}: there is nothing at this path")
+    suffixes = (".txt", ".md", ".jsonl", ".zst", ".parquet")
+    return text.model_copy(update={"sha256": _digest_of(path, suffixes)})
+
+
+def hub_commit(source: str) -> str:
+    """The commit of `id` or `id@revision`: from the hub, or from its cache when offline."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    name, _, revision = source.partition("@")
+    if len(revision) == 40:
+        return revision
+    try:
+        return str(HfApi().model_info(name, revision=revision or None, timeout=20).sha)
+    except GatedRepoError as error:
+        raise SpecError(_gated(name)) from error
+    except RepositoryNotFoundError as error:
+        raise SpecError(
+            f"model: {name}: the hub has no such model, or not for you. If it is private, log in"
+            " with: hf auth login"
+        ) from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise SpecError(_gated(name)) from error
+        return _cached_commit(name, revision)
+    except Exception:  # no network at all: every client library has its own error for it
+        return _cached_commit(name, revision)
+
+
+def _gated(name: str) -> str:
+    return (
+        f"model: {name} is gated: accept its licence at https://huggingface.co/{name} and log in"
+        " with: hf auth login"
+    )
+
+
+def _cached_commit(name: str, revision: str) -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs"
+    try:
+        return (folder / (revision or "main")).read_text("ascii").strip()
+    except OSError as error:
+        raise SpecError(
+            f"model: {name}: the hub cannot be reached and it is not in the cache; fetch it where"
+            f" there is a network: efficientllm fetch generate model={name}"
+        ) from error
+
+
+def _digest_of(path: Path, suffixes: tuple[str, ...]) -> str:
+    """SHA-256 over names and contents of a file, or of a folder's files with these suffixes."""
+    if not path.exists():
+        raise SpecError(f"{path}: there is nothing at this path")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    total = hashlib.sha256()
+    for file in files:
+        if file == path or file.name.endswith(suffixes):
+            relative = file.name if file == path else file.relative_to(path).as_posix()
+            total.update(f"{relative}\0{_file_digest(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size < 1 << 20:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    known = _known_digests()
+    if key not in known:
+        with path.open("rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        _remember(known)
+    return known[key]
+
+
+def _cache_file() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "efficientllm" / "digests.json"
+
+
+def _known_digests() -> dict[str, str]:
+    try:
+        known = json.loads(_cache_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    path = _cache_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(known), "utf-8")
+        temporary.replace(path)
+    except OSError:
+        return  # only speed is lost

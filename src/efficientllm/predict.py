@@ -1,0 +1,229 @@
+"""What a case will need before it is run: memory, and a rough time.
+
+Memory is counted from the shape: weights, gradients and states exactly, activations by
+what our decoder keeps for the backward pass (checked against a measured 1.5B run: 79 GiB
+for 8 x 4,096 tokens on an H200 with bf16 states). It is a prediction and is shown as one;
+`tight` means within 10 % of what the device has. Time is the mean of earlier trials of the
+same case on this machine, else a guess from FLOPs at a stated efficiency.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from efficientllm import cost
+from efficientllm.catalog.peaks import Peak
+from efficientllm.catalog.shape import (
+    Shape,
+    backbone_shape,
+    read_config,
+    shape_from_config,
+    shape_named,
+)
+from efficientllm.spec.case import Case, Point
+from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, Product, is_local
+from efficientllm.spec.protocol import Protocol
+from efficientllm.spec.suite import Suite
+from efficientllm.spec.technique import (
+    Cast,
+    Freeze,
+    Int4WeightOnly,
+    Int8Dynamic,
+    Int8WeightOnly,
+    Lora,
+)
+from efficientllm.spec.workload import Generate, Probe, Training
+
+GIB = 2**30
+CONTEXT_BYTES = 0.6 * GIB
+"""What an accelerator's context and libraries take before the first tensor."""
+
+TIGHT = 0.9
+ASSUMED_EFFICIENCY = 0.35
+START_S, COMPILE_S, QUALITY_S = 4.0, 20.0, 4.0
+
+Fit = Literal["fits", "tight", "no", "unknown"]
+
+
+class Memory(NamedTuple):
+    """Predicted bytes at the peak."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    cache: float
+
+    @property
+    def total(self) -> float:
+        return sum(self) + CONTEXT_BYTES
+
+
+def shape_of(case: Case, suite: Suite | None = None) -> Shape | None:
+    """The shape of a case's model; a product has its parent's; None without formulas."""
+    match case.model:
+        case Backbone():
+            return backbone_shape(case.model)
+        case CatalogShape(name=name) if isinstance(case.workload, Probe) and name == "none":
+            return None
+        case CatalogShape(name=name):
+            return shape_named(name)
+        case Product(parent=parent):
+            above = next((c for c in suite.cases if c.case_id == parent), None) if suite else None
+            return shape_of(above, suite) if above else None
+        case Checkpoint():
+            return _checkpoint_shape(case.model)
+
+
+def _checkpoint_shape(model: Checkpoint) -> Shape | None:
+    if is_local(model.source):
+        return shape_from_config(read_config(Path(model.source).expanduser()), model.source)
+    try:
+        from huggingface_hub import hf_hub_download
+
+        name = model.source.partition("@")[0]
+        path = hf_hub_download(name, "config.json", revision=model.commit or None)
+    except Exception:  # offline, gated or gone: planning then says unknown
+        return None
+    return shape_from_config(read_config(Path(path).parent), model.source)
+
+
+def memory(case: Case, shape: Shape, point: Point) -> Memory:
+    """Predicted memory of one point."""
+    weights = weight_bytes(case, shape)
+    if isinstance(case.workload, Training):
+        return _training(case, case.workload, shape, weights)
+    context = point.context
+    if isinstance(case.workload, Generate):
+        context += case.workload.new_tokens
+    element = 4 if any(t.kind == "float32" for t in case.technique) else 2
+    slots = -(-context // 64) * 64
+    cache = float(cost.kv_bytes_per_token(shape, element) * point.batch * slots)
+    # One layer at a time, plus the rows of logits that are asked for.
+    alive = point.batch * point.context * (4 * shape.hidden + 3 * shape.ffn) * element
+    logits = point.batch * shape.vocab * (element + 4)
+    return Memory(weights, 0.0, 0.0, float(alive + logits), cache)
+
+
+def weight_bytes(case: Case, shape: Shape) -> float:
+    """Bytes of the weights as a case holds them, with scales and zero points."""
+    counts = cost.parameters(shape)
+    linear = counts.products
+    rest = counts.total - linear
+    kind = case.workload.precision.params if isinstance(case.workload, Training) else "bf16"
+    for technique in case.technique:
+        match technique:
+            case Cast():
+                kind = technique.kind
+            case Int8WeightOnly() | Int8Dynamic():
+                return linear * 1.01 + rest * 2.0
+            case Int4WeightOnly(group_size=group):
+                return linear * (0.5 + 4 / group) + rest * 2.0
+            case _:
+                pass
+    return float(counts.total * cost.DTYPE_BYTES[kind])
+
+
+def trained_parameters(case: Case, shape: Shape) -> int:
+    """Parameters that learn under a case's techniques."""
+    counts = cost.parameters(shape)
+    for technique in case.technique:
+        match technique:
+            case Lora():
+                return cost.lora_parameters(shape, technique) or 0
+            case Freeze(last_layers=last):
+                layers = counts.layers[-min(last, shape.layers) :]
+                return sum(x.attention + x.feedforward + x.other for x in layers)
+            case _:
+                pass
+    return counts.total
+
+
+def _training(case: Case, spec: Training, shape: Shape, weights: float) -> Memory:
+    trained = trained_parameters(case, shape)
+    held = cost.DTYPE_BYTES[spec.precision.params]
+    element = cost.DTYPE_BYTES[spec.precision.compute]
+    rows = spec.batch if spec.micro_batch == "auto" else spec.micro_batch
+    tokens = rows * spec.sequence_length
+    attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    kept = 6 * shape.hidden + 1.5 * attention + 3 * shape.ffn
+    chunk = min(tokens * shape.vocab, 1 << 26) * (4 + element)
+    activations = tokens * shape.layers * kept * element + chunk
+    if spec.precision.compute != spec.precision.params:
+        activations += cost.parameters(shape).total * element  # weights cast for the products
+    return Memory(weights, trained * held, 2 * trained * held, float(activations), 0.0)
+
+
+def fit(needed: float, available: float) -> Fit:
+    """Whether predicted bytes fit a device."""
+    if needed > available:
+        return "no"
+    return "tight" if needed > TIGHT * available else "fits"
+
+
+def largest_batch(case: Case, shape: Shape, point: Point, available: float) -> int | None:
+    """The largest smaller batch (a power of two) that fits: the nearest change that does."""
+    batch = 1 << (point.batch.bit_length() - 1)
+    while batch >= 1:
+        smaller = _with_batch(case, batch)
+        if batch < point.batch:
+            needed = memory(smaller, shape, Point(batch, point.context)).total
+            if needed <= available:
+                return batch
+        batch //= 2
+    return None
+
+
+def _with_batch(case: Case, batch: int) -> Case:
+    """The case with that many sequences at once (for training: in one micro-batch)."""
+    if not isinstance(case.workload, Training):
+        return case
+    update = {"batch": batch, "micro_batch": "auto"}
+    return case.model_copy(update={"workload": case.workload.model_copy(update=update)})
+
+
+def flops(case: Case, shape: Shape, point: Point) -> float | None:
+    """FLOPs of one unit: a training step, or one whole request batch."""
+    spec = case.workload
+    if isinstance(spec, Training):
+        tokens = spec.batch * spec.sequence_length
+        pairs = spec.batch * cost.causal_pairs(spec.sequence_length)
+        return cost.training_flops(shape, case.technique, tokens, pairs)
+    return cost.prefill_flops(shape, point.batch, point.context)
+
+
+def seconds(
+    case: Case, shape: Shape | None, protocol: Protocol, rate: float, *, gpu: bool
+) -> float:
+    """A guess at a trial's length. `rate` is FLOP/s that the device reaches."""
+    limits, spec = protocol.limits, case.workload
+    compile_s = COMPILE_S if gpu else 0.0
+    total = START_S + QUALITY_S
+    for point in case.points:
+        one = flops(case, shape, point) if shape is not None else None
+        unit = one / rate if one else 0.0
+        if isinstance(spec, Training):
+            steps = spec.budget_steps
+            length = steps * unit if steps else max(limits.min_seconds, limits.min_units * unit)
+            total += compile_s + 1.3 * length
+        else:
+            window = max(limits.min_seconds, limits.min_units * unit)
+            total += compile_s + min(limits.cap_seconds, 2.6 * window + 3 * unit)
+    return total
+
+
+def reached_flops(peak: Peak | None) -> float:
+    """FLOP/s to count on: a share of a known peak, else what a small product reaches here."""
+    if peak is not None:
+        return ASSUMED_EFFICIENCY * (peak.flops("bf16") or peak.flops("fp16") or 1e12)
+    import numpy as np
+
+    from efficientllm.clock import now_ns, seconds_since
+
+    a = np.ones((512, 512), dtype=np.float32)
+    a @ a
+    start = now_ns()
+    for _ in range(4):
+        a @ a
+    return 4 * 2 * 512**3 / seconds_since(start) * 0.5

@@ -1,0 +1,263 @@
+"""From a case to something that can be measured: model, techniques, text, work.
+
+Everything here happens outside the clock. What a case left to `auto` is settled here and
+told in `resolved`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientllm.clock import sleep
+from efficientllm.device import Device, pin_attention
+from efficientllm.journal import Task
+from efficientllm.models.checkpoint import build_model, local_folder
+from efficientllm.models.decoder import Decoder
+from efficientllm.models.fuse import fuse
+from efficientllm.models.language_model import LanguageModel, face
+from efficientllm.record import Scores, Unsupported
+from efficientllm.spec.case import Case, Point
+from efficientllm.spec.model import Checkpoint, Product
+from efficientllm.spec.technique import Cast, Lora, Techniques
+from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training
+from efficientllm.techniques import apply
+from efficientllm.techniques.build import (
+    DTYPE_NAMES,
+    DTYPES,
+    Build,
+)
+from efficientllm.techniques.peft import decoder_layers
+from efficientllm.techniques.quantize import Quantization
+from efficientllm.workloads import compiling
+from efficientllm.workloads.batches import Batches, Packed, Stream, prompts
+from efficientllm.workloads.generate import Generate as GenerateWork
+from efficientllm.workloads.loss import resolve as resolve_loss
+from efficientllm.workloads.probe import Probe as ProbeWork
+from efficientllm.workloads.quality import score
+from efficientllm.workloads.text import read_corpus
+from efficientllm.workloads.train import Train, autocast
+from efficientllm.workloads.vocabulary import Vocabulary, builtin_vocabulary, load_vocabulary
+
+UNBUDGETED_BATCHES = 64
+"""Different batches that work without declared steps goes through before it repeats them."""
+
+
+@dataclass
+class Assembly:
+    """A case made ready on a device. A probe has neither model nor vocabulary."""
+
+    case: Case
+    device: Device
+    build: Build | None = None
+    vocabulary: Vocabulary | None = None
+    logical_params: int = 0
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def face(self) -> LanguageModel:
+        """The model as workloads see it."""
+        assert self.build is not None
+        return face(self.build.model)
+
+    def save_vocabulary(self, folder: Path) -> None:
+        """Put the tokenizer beside saved weights."""
+        if self.vocabulary is not None:
+            self.vocabulary.save(folder)
+
+
+def assemble(case: Case, task: Task, device: Device) -> Assembly:
+    """Load the model and apply the techniques, in the order written."""
+    torch.manual_seed(task.seed)
+    assembly = Assembly(case, device)
+    assembly.resolved |= {"device": device.torch.type, "threads": torch.get_num_threads()}
+    if isinstance(case.workload, Probe):
+        return assembly
+    model, shape = build_model(
+        case.model, device.torch, _first_dtype(case), task.seed, task.parent_weights
+    )
+    build = Build(model, shape, device.torch, weights_random=case.random_weights)
+    assembly.build = build
+    assembly.logical_params = sum(p.numel() for p in model.parameters())
+    assembly.resolved["implementation"] = (
+        "decoder" if isinstance(model, Decoder) else "transformers"
+    )
+    assembly.vocabulary = _vocabulary(case, task, model)
+    assembly.resolved["tokenizer_sha256"] = assembly.vocabulary.sha256
+    _apply(build, case.technique, assembly.resolved)
+    if isinstance(case.workload, Training):
+        _set_up_training(assembly, case.workload)
+    else:
+        build.model.requires_grad_(False)
+        build.model.eval()
+    return assembly
+
+
+def _first_dtype(case: Case) -> torch.dtype | None:
+    """The type to build weights in, so that no second copy is ever needed."""
+    cast = next((t for t in case.technique if isinstance(t, Cast)), None)
+    if cast is not None:
+        return DTYPES[cast.kind]
+    if isinstance(case.workload, Training) and not any(
+        isinstance(t, Quantization) for t in case.technique
+    ):
+        return DTYPES[case.workload.precision.params]
+    return None
+
+
+def _apply(build: Build, techniques: Techniques, resolved: dict[str, Any]) -> None:
+    """Apply techniques in order; fuse before quantizing, unless adapters follow."""
+    adapters = any(isinstance(t, Lora) for t in techniques)
+    fused = 0
+    for technique in techniques:
+        if isinstance(technique, Quantization) and not adapters:
+            fused += fuse(build.model)
+        build.reach.append(apply(build, technique))
+    fused += fuse(build.model)
+    resolved["fused_groups"] = fused
+    resolved |= build.resolved
+
+
+def _set_up_training(assembly: Assembly, spec: Training) -> None:
+    build, device = assembly.build, assembly.device
+    assert build is not None
+    build.model.train()
+    if isinstance(spec, Pretrain):
+        build.model.requires_grad_(True)
+    compute = DTYPES[spec.precision.compute]
+    shape = build.shape
+    grouped = shape is not None and shape.heads != shape.kv_heads
+    attention = pin_attention(
+        spec.attention, device, compute, spec.sequence_length, grouped=grouped
+    )
+    how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=False)
+    if how == "layer":
+        compiling.compile_layers(decoder_layers(build.model))
+    elif how == "model":
+        compiling.be_loud()
+        build.model.compile(dynamic=False)
+    vocab = assembly.face.head().weight.shape[0]
+    assembly.resolved |= {
+        "attention": attention,
+        "compile": how,
+        "loss": resolve_loss(spec.loss, device, vocab),
+        "micro_batch": spec.batch if spec.micro_batch == "auto" else spec.micro_batch,
+        "tf32": torch.get_float32_matmul_precision(),
+    }
+
+
+def _ours(build: Build) -> bool:
+    return isinstance(build.model, Decoder)
+
+
+def _vocabulary(case: Case, task: Task, model: Any) -> Vocabulary:
+    """The checkpoint's own tokenizer, the one named, or the built-in one."""
+    spec, rows = case.model, int(model.get_input_embeddings().weight.shape[0])
+    named = getattr(spec, "tokenizer", "auto")
+    if isinstance(spec, Checkpoint):
+        vocabulary = load_vocabulary(local_folder(spec))
+    elif isinstance(spec, Product):
+        vocabulary = load_vocabulary(Path(task.parent_weights))
+    elif named != "auto":
+        vocabulary = load_vocabulary(Path(named).expanduser())
+    else:
+        vocabulary = builtin_vocabulary(rows, Path(task.cache_folder))
+    if vocabulary.size > rows:
+        raise Unsupported(
+            f"the tokenizer knows {vocabulary.size} tokens, the model has {rows} embedding rows;"
+            " give model.vocab or another tokenizer"
+        )
+    return vocabulary
+
+
+def work_for(assembly: Assembly, point: Point, task: Task) -> Train | GenerateWork | ProbeWork:
+    """The work of one point, ready for its cold call."""
+    spec = assembly.case.workload
+    match spec:
+        case Probe():
+            return ProbeWork(spec, assembly.device, sleep)
+        case Generate():
+            return _generate(assembly, spec, point, task)
+        case Pretrain() | Finetune():
+            assert assembly.build is not None
+            batches = _batches(assembly, spec, task)
+            return Train(assembly.build.model, assembly.face, batches, spec, assembly.device)
+
+
+def _batches(assembly: Assembly, spec: Pretrain | Finetune, task: Task) -> Batches:
+    """Streams for running text, packed documents for prompts with responses."""
+    corpus = read_corpus(spec.data, "train")
+    vocabulary = assembly.vocabulary
+    assert vocabulary is not None
+    assembly.resolved["text_sha256"] = corpus.sha256
+    wanted = spec.budget_steps or UNBUDGETED_BATCHES
+    sizes = {"rows": spec.batch, "length": spec.sequence_length, "seed": task.seed}
+    if isinstance(spec, Finetune) and corpus.paired:
+        packs = assembly.face.packs_documents
+        assembly.resolved["layout"] = "packed documents" if packs else "one document a row"
+        return Packed(corpus, vocabulary, **sizes, batches=wanted, separate=not packs)
+    assembly.resolved["layout"] = "stream"
+    return Stream(corpus, vocabulary, **sizes, batches=wanted)
+
+
+def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> GenerateWork:
+    build, device, vocabulary = assembly.build, assembly.device, assembly.vocabulary
+    assert build is not None
+    assert vocabulary is not None
+    dtype = build.model.get_input_embeddings().weight.dtype
+    grouped = build.shape is not None and build.shape.heads != build.shape.kv_heads
+    attention = pin_attention(spec.attention, device, dtype, point.context, grouped=grouped)
+    how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
+    if how == "layer":
+        compiling.compile_layers(decoder_layers(build.model))
+    graph = device.graphs and spec.cuda_graph == "auto"
+    corpus = read_corpus(spec.data, "train")
+    assembly.resolved |= {
+        "attention": attention,
+        "compile": how,
+        "graph": graph,
+        "activations": DTYPE_NAMES.get(dtype, str(dtype)),
+        "text_sha256": corpus.sha256,
+    }
+    tokens = prompts(corpus, vocabulary, point.batch, point.context, task.seed)
+    return GenerateWork(
+        assembly.face, tokens, spec, point, device, compile_model=how == "model", graph=graph
+    )
+
+
+def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
+    """Held-out scores, or why there are none."""
+    case, build = assembly.case, assembly.build
+    quality, spec = case.quality, case.workload
+    if build is None or quality is None or isinstance(spec, Probe):
+        return None, "not asked for"
+    if isinstance(spec, Training) and spec.budget_steps is None:
+        return None, "NOT_TRAINED: the case declares no steps or tokens"
+    if isinstance(spec, Generate) and case.random_weights:
+        return None, "random weights: cost only"
+    assert assembly.vocabulary is not None
+    build.model.eval()
+    corpus = read_corpus(quality.data or spec.data, "heldout")
+    longest = getattr(spec, "sequence_length", 2048)
+    length = quality.sequence_length or min(longest, 2048)
+    if isinstance(spec, Generate) and build.shape is not None:
+        length = quality.sequence_length or min(2048, build.shape.max_positions)
+    with _compute(spec, assembly.device):
+        scores = score(
+            assembly.face,
+            corpus,
+            assembly.vocabulary,
+            max_bytes=quality.max_bytes,
+            length=length,
+            device=assembly.device,
+        )
+    return scores, ""
+
+
+def _compute(spec: Training | Generate, device: Device) -> Any:
+    from contextlib import nullcontext
+
+    return autocast(spec.precision, device) if isinstance(spec, Training) else nullcontext()

@@ -1,0 +1,268 @@
+"""Starting workers and ending them: from a prepared fork server, or a fresh interpreter.
+
+Every worker has a process group of its own, so that ending it ends whatever it started,
+and dies with its parent. The child's environment is built here, explicitly, from a list
+of names; tokens and keys never reach a worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from efficientllm import clock
+
+START_LIMIT_S = 300.0
+GRACE_S = 10.0
+
+_PASSED = [
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "USER",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "SSL_CERT_FILE",
+    "CC",
+    "CXX",
+]
+_TUNING = (
+    *("OMP_", "MKL_", "KMP_", "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_TF32", "PYTORCH_", "TORCH"),
+    *("TRITON_", "NCCL_", "MALLOC_", "LD_PRELOAD"),
+)
+
+
+class Worker(Protocol):
+    """A running worker."""
+
+    pid: int
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit status (negative: killed by that signal), or None after so long."""
+
+
+def child_environment(gpu_uuid: str | None) -> dict[str, str]:
+    """The whole environment of a worker that uses this device and no other."""
+    kept = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_TUNING)}
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def tuning(environment: dict[str, str]) -> dict[str, str]:
+    """The variables that can change a number, for the record; paths and devices stay out."""
+    hidden = ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH")
+    return {
+        k: v
+        for k, v in sorted(environment.items())
+        if k.startswith(_TUNING) and k not in hidden and "/" not in v
+    }
+
+
+class CannotStart(RuntimeError):
+    """No worker can be started here; the text says what failed."""
+
+
+class ForkServer:
+    """A `efficientllm.forkserver` and the workers it has forked."""
+
+    def __init__(self, environment: dict[str, str], errors: Path) -> None:
+        self._errors = errors
+        self._unread = b""
+        self._exits: dict[int, int] = {}
+        with errors.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "efficientllm.forkserver", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=environment,
+                start_new_session=True,
+            )
+        hello = self._message("ready", START_LIMIT_S)
+        self.device_files: list[str] = hello["device_files"]
+
+    def start(self, folder: Path) -> Worker:
+        """Fork a worker for a trial folder."""
+        assert self._process.stdin is not None
+        request = json.dumps({"folder": str(folder)}) + "\n"
+        try:
+            self._process.stdin.write(request.encode())
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise CannotStart(f"the fork server has ended\n{self._last_words()}") from error
+        return _Forked(self, self._message("folder", 30.0)["pid"])
+
+    def close(self) -> None:
+        """End the server; its workers end with it."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def exit_of(self, pid: int, seconds: float) -> int | None:
+        """How a worker ended, waiting at most so long."""
+        deadline = clock.now_ns() + round(seconds * 1e9)
+        while pid not in self._exits:
+            left = (deadline - clock.now_ns()) / 1e9
+            if left <= 0 or self._read(left) is None:
+                break
+        if pid not in self._exits and self._process.poll() is not None:
+            raise CannotStart(f"the fork server has ended\n{self._last_words()}")
+        return self._exits.get(pid)
+
+    def _message(self, key: str, seconds: float) -> dict[str, Any]:
+        deadline = clock.now_ns() + round(seconds * 1e9)
+        while (left := (deadline - clock.now_ns()) / 1e9) > 0:
+            message = self._read(left)
+            if message is not None and key in message:
+                return message
+            if message is None and self._process.poll() is not None:
+                break
+        raise CannotStart(f"the fork server does not answer\n{self._last_words()}")
+
+    def _read(self, seconds: float) -> dict[str, Any] | None:
+        """The next line the server writes; exits are noted on the way."""
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        deadline = clock.now_ns() + round(seconds * 1e9)
+        while b"\n" not in self._unread:
+            left = max(0.0, (deadline - clock.now_ns()) / 1e9)
+            if not select.select([descriptor], [], [], left)[0]:
+                return None
+            chunk = os.read(descriptor, 65536)
+            if not chunk:
+                return None
+            self._unread += chunk
+        line, self._unread = self._unread.split(b"\n", 1)
+        message: dict[str, Any] = json.loads(line)
+        if "status" in message:
+            self._exits[message["pid"]] = message["status"]
+        return message
+
+    def _last_words(self) -> str:
+        try:
+            return "\n".join(self._errors.read_text("utf-8", "replace").splitlines()[-5:])
+        except OSError:
+            return ""
+
+
+class _Forked:
+    def __init__(self, server: ForkServer, pid: int) -> None:
+        self._server, self.pid = server, pid
+
+    def wait(self, seconds: float) -> int | None:
+        return self._server.exit_of(self.pid, seconds)
+
+
+class FreshInterpreter:
+    """Starts every worker in an interpreter of its own (the `publish` profile)."""
+
+    device_files: tuple[str, ...] = ()
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+
+    def start(self, folder: Path) -> Worker:
+        command = [sys.executable, "-m", "efficientllm.worker", str(folder), str(os.getpid())]
+        with (folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=self._environment,
+                start_new_session=True,
+            )
+        return _Spawned(process)
+
+    def close(self) -> None:
+        """Nothing outlives a worker."""
+
+
+class _Spawned:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self.pid = process, process.pid
+
+    def wait(self, seconds: float) -> int | None:
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def end(worker: Worker) -> int | None:
+    """End a worker and everything it started: ask, wait, then insist."""
+    for sign, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, 30.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, sign)
+        status = worker.wait(patience)
+        if status is not None:
+            _kill_group(worker.pid)
+            return status
+    return None
+
+
+def _kill_group(group: int) -> None:
+    """Whatever a dead worker left behind in its group."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def start_sampler(
+    folder: Path, worker_pid: int, gpu_uuid: str | None, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """The process that reads meters beside a worker."""
+    command = [sys.executable, "-m", "efficientllm.meters.sampler", "--pid", str(worker_pid)]
+    command += ["--parent", str(os.getpid()), "--out", str(folder)]
+    if gpu_uuid is not None:
+        command += ["--uuid", gpu_uuid]
+    with (folder / "sampler.stderr").open("ab") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def stop_sampler(sampler: subprocess.Popen[bytes]) -> bool:
+    """End the sampler; False when it had died before it was asked to stop."""
+    alive = sampler.poll() is None
+    sampler.terminate()
+    try:
+        sampler.wait(5)
+    except subprocess.TimeoutExpired:
+        sampler.kill()
+        sampler.wait()
+    return alive

@@ -1,0 +1,1 @@
+"""Reports: records shown to people, in a terminal, in files, on a page."""

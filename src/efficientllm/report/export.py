@@ -1,0 +1,256 @@
+"""Exports: the same rows as JSON lines, CSV, Parquet, Markdown and LaTeX.
+
+Keys are the metric keys. Tables for papers carry value ± half-width, n, flags as
+footnotes and a sentence on the method. Nothing exported names a host, a user, a path or a
+serial number.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from efficientllm.analysis.table import Row
+from efficientllm.metrics import BY_KEY, METRICS
+from efficientllm.record import Record
+from efficientllm.report.columns import (
+    STAGE_TITLES,
+    STAGES,
+    first_keys,
+    label,
+    unit,
+    with_half_width,
+)
+
+FORMATS = ("jsonl", "csv", "parquet", "md", "latex")
+
+
+def public_record(record: Record) -> Record:
+    """A record without paths: what it names by content stays, where it lay does not."""
+    return record.model_copy(update={"case": _without_paths(record.case), "environment": {}})
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            k: Path(v).name
+            if k in ("path", "tokenizer", "source") and _is_path(v)
+            else _without_paths(v)
+            for k, v in value.items()
+        }
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and (value.startswith(("/", ".", "~")) or value.count("/") > 1)
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """One row as plain values: identity, conditions, metrics with bounds and reasons."""
+    record = row.record
+    values: dict[str, Any] = {
+        "suite": record.trial.suite,
+        "case": row.name,
+        "stage": row.case.stage,
+        "technique": row.case.technique_label,
+        "batch": row.views[0].point.batch,
+        "context": row.views[0].point.context,
+        "status": row.status,
+        "reason": row.reason,
+        "trials": len(row.views),
+        "protocol": record.protocol["profile"],
+        "weights": record.build.weights if record.build else None,
+        "machine": record.machine.name,
+        "case_id": record.trial.case_id,
+        "env_id": record.env_id,
+        "flags": " ".join(flag.code for flag in row.flags),
+        "ranked": row.ranked,
+    }
+    for metric in METRICS:
+        cell = row.cell(metric.key)
+        interval = cell.interval
+        values[metric.key] = interval.value if interval else None
+        values[f"{metric.key}_low"] = interval.low if interval else None
+        values[f"{metric.key}_high"] = interval.high if interval else None
+        values[f"{metric.key}_basis"] = interval.basis if interval else None
+        values[f"{metric.key}_why_null"] = None if interval else cell.reason
+    return values
+
+
+def export(rows: list[Row], form: str) -> bytes:
+    """The rows in a format; ValueError for one that does not exist, or without rows."""
+    if not rows:
+        raise ValueError("there are no records to export")
+    match form:
+        case "jsonl":
+            return _jsonl(rows)
+        case "csv":
+            return _csv(rows)
+        case "parquet":
+            return _parquet(rows)
+        case "md":
+            return markdown(rows).encode()
+        case "latex":
+            return latex(rows).encode()
+        case _:
+            raise ValueError(f"no format is called {form!r}; there is {', '.join(FORMATS)}")
+
+
+def _jsonl(rows: list[Row]) -> bytes:
+    """Whole public records, one a line: raw samples included."""
+    records = {id(view.record): view.record for row in rows for view in row.views}
+    return b"".join(
+        public_record(record).model_dump_json().encode() + b"\n" for record in records.values()
+    )
+
+
+def _csv(rows: list[Row]) -> bytes:
+    table = [flat(row) for row in rows]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _harmless(v) for k, v in row.items()} for row in table)
+    return out.getvalue().encode()
+
+
+def _harmless(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula is quoted."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return value
+
+
+def _parquet(rows: list[Row]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    out = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist([flat(row) for row in rows]), out)
+    return out.getvalue()
+
+
+def methods_sentence(rows: list[Row]) -> str:
+    """How the numbers were made, for a paper's caption."""
+    machines = sorted({row.record.machine.device for row in rows})
+    profiles = sorted({str(row.record.protocol["profile"]) for row in rows})
+    low, high = (f(len(row.views) for row in rows) for f in (min, max))
+    trials = f"{low}" if low == high else f"{low} to {high}"
+    versions = rows[0].record.software
+    return (
+        f"Measured with EfficientLLM {versions.get('efficientllm', '?')} on {', '.join(machines)}"
+        f" (torch {versions.get('torch', '?')}), protocol {'/'.join(profiles)}, {trials} trial(s) a"
+        " row, each in a process of its own; ± is half of a 95 % interval (within the run where"
+        " there are fewer than three trials; over held-out documents for bits per byte)."
+    )
+
+
+class _Footnotes:
+    """Numbers each distinct flag once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def marks(self, row: Row) -> list[int]:
+        found = []
+        for flag in row.flags:
+            text = f"{flag.code}: {flag.text}"
+            if text not in self.texts:
+                self.texts.append(text)
+            found.append(self.texts.index(text) + 1)
+        return sorted(found)
+
+
+def markdown(rows: list[Row]) -> str:
+    """Tables by stage, footnotes, the methods sentence."""
+    notes, parts = _Footnotes(), []
+    for stage in STAGES:
+        chosen = [row for row in rows if row.case.stage == stage]
+        if not chosen:
+            continue
+        keys = first_keys(stage, chosen)
+        heads = ["case", "point", "n", *(BY_KEY[k].label + unit(BY_KEY[k]) for k in keys)]
+        lines = [f"### {STAGE_TITLES[stage]}", "", _md_row(heads)]
+        lines.append(_md_row(["---", "---", *["---:"] * (len(heads) - 2)]))
+        for row in chosen:
+            marks = "".join(f"<sup>{n}</sup>" for n in notes.marks(row))
+            name = _md_text(label(row)) + (" (random weights)" if row.random_weights else "")
+            cells = [with_half_width(row.cell(key)) for key in keys]
+            if row.status != "ok":
+                cells = [row.status, *["-"] * (len(keys) - 1)]
+            lines.append(_md_row([name + marks, row.point, str(len(row.views)), *cells]))
+        parts.append("\n".join(lines))
+    foot = [f"{i}. {_md_text(text)}" for i, text in enumerate(notes.texts, 1)]
+    return (
+        "\n\n".join([*parts, *(["\n".join(foot)] if foot else []), methods_sentence(rows)]) + "\n"
+    )
+
+
+def _md_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _md_text(text: str) -> str:
+    for character in "\\`*_{}[]<>|#!":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+
+
+def latex(rows: list[Row]) -> str:
+    """One `table` environment a stage, booktabs style."""
+    parts = []
+    for stage in STAGES:
+        chosen = [row for row in rows if row.case.stage == stage]
+        if chosen:
+            parts.append(_latex_stage(stage, chosen))
+    return "\n".join(parts)
+
+
+def _latex_stage(stage: str, rows: list[Row]) -> str:
+    notes, keys = _Footnotes(), first_keys(stage, rows)
+    heads = ["case", "point", "$n$", *(_tex(BY_KEY[k].label + unit(BY_KEY[k])) for k in keys)]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}",
+        r"\toprule",
+        " & ".join(heads) + r" \\",
+        r"\midrule",
+    ]
+    for row in rows:
+        marks = ",".join(str(n) for n in notes.marks(row))
+        name = _tex(label(row)) + (rf"\textsuperscript{{{marks}}}" if marks else "")
+        cells = [_tex(with_half_width(row.cell(key))) for key in keys]
+        if row.status != "ok":
+            cells = [_tex(row.status), *["--"] * (len(keys) - 1)]
+        lines.append(" & ".join([name, row.point, str(len(row.views)), *cells]) + r" \\")
+    caption = f"{STAGE_TITLES[stage]}. {_tex(methods_sentence(rows))}"
+    foot = " ".join(rf"\textsuperscript{{{i}}}{_tex(t)}." for i, t in enumerate(notes.texts, 1))
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{caption} {foot}}}",
+        r"\end{table}",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""Results: records from a store or a published file, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from efficientllm.analysis.compare import Comparison, compare
+from efficientllm.analysis.table import Row, rows
+from efficientllm.metrics import Ceiling, Unmeasured, View
+from efficientllm.record import Record
+from efficientllm.spec.document import SpecError
+from efficientllm.store import Store
+
+
+class Results(NamedTuple):
+    """Records with what was learned about them while reading."""
+
+    records: tuple[Record, ...]
+    quarantined: tuple[str, ...] = ()
+
+    def rows(self) -> list[Row]:
+        """Replicates grouped into rows, with this machine's ceilings where doctor ran."""
+        return rows(self.records, ceilings(self.records))
+
+    def find(self, key: str, at: dict[str, int] | None = None) -> Row:
+        """The one row that a key names: part of a case id, or of a case's name.
+
+        `at` narrows it to a point, as {"batch": 1}. Raises SpecError when none or several
+        rows fit, naming them.
+        """
+        fitting = [row for row in self.rows() if _named(row, key) and _at(row, at or {})]
+        exact = [row for row in fitting if row.name == key]
+        newest = _newest_of_each(exact or fitting)
+        if len(newest) == 1:
+            return newest[0]
+        if not newest:
+            known = sorted({row.name for row in self.rows()})
+            raise SpecError(
+                f"no row is called {key!r}; there is {', '.join(known[:20]) or 'nothing'}"
+            )
+        names = ", ".join(f"{row.key} {row.name} {row.point}" for row in newest[:8])
+        raise SpecError(
+            f"{key!r} fits several rows: {names}; name one, or narrow with --at batch=N"
+        )
+
+    def compare(self, a: str, b: str, at: dict[str, int] | None = None) -> Comparison:
+        """Compare two rows by key; raises Unequal when their work differs."""
+        return compare(self.find(a, at), self.find(b, at))
+
+
+def _named(row: Row, key: str) -> bool:
+    return row.record.trial.case_id.startswith(key) or key in row.name
+
+
+def _at(row: Row, at: dict[str, int]) -> bool:
+    point = row.views[0].point
+    return all(getattr(point, name) == value for name, value in at.items())
+
+
+def _newest_of_each(found: list[Row]) -> list[Row]:
+    """Of rows that differ only in software, the newest."""
+    newest: dict[tuple[str, str, str], Row] = {}
+    for row in found:
+        key = (row.record.trial.case_id, row.point, row.record.machine.name)
+        if key not in newest or row.record.started_at >= newest[key].record.started_at:
+            newest[key] = row
+    return list(newest.values())
+
+
+def load(*places: str | Path) -> Results:
+    """Records from stores (folders) and published files (.jsonl); missing folders are empty."""
+    records: list[Record] = []
+    bad: list[str] = []
+    for place in map(Path, places):
+        if place.is_file():
+            records += read_published(place)
+        else:
+            store = Store(place)
+            records += [entry.record for entry in store.entries()]
+            bad += [reason.strip() for _, reason in store.quarantined()]
+    return Results(tuple(records), tuple(bad))
+
+
+def read_published(path: Path) -> list[Record]:
+    """Records of an exported .jsonl; SpecError with the line for one that does not load."""
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            found.append(Record.model_validate_json(line))
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"]
+            raise SpecError(f"{path}:{number}: not a record: {message}") from error
+    return found
+
+
+def published() -> list[Path]:
+    """Record files that come with the package, or lie in the source tree."""
+    inside = Path(str(resources.files("efficientllm"))) / "published"
+    beside = Path(__file__).resolve().parents[2] / "results"
+    folder = inside if inside.is_dir() else beside
+    return sorted(folder.glob("*.jsonl"))
+
+
+def ceilings(records: Iterable[Record]) -> dict[str, Ceiling]:
+    """What doctor's products and copies reached on each machine class (best of all runs)."""
+    flops: dict[str, float] = {}
+    moved: dict[str, float] = {}
+    for record in records:
+        if record.case["workload"]["kind"] != "probe" or not record.points:
+            continue
+        window = View(record, record.points[0]).main_window
+        if isinstance(window, Unmeasured):
+            continue
+        machine = record.machine.name
+        for count, best in (("flops", flops), ("bytes", moved)):
+            if count in window.counts:
+                rate = window.counts[count] / window.seconds
+                best[machine] = max(rate, best.get(machine, 0.0))
+    return {m: Ceiling(flops.get(m), moved.get(m)) for m in {*flops, *moved}}

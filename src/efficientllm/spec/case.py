@@ -1,0 +1,127 @@
+"""A case: techniques applied to a model that runs a workload."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, model_validator
+
+from efficientllm.spec.canonical import Spec, digest, local
+from efficientllm.spec.model import CatalogShape, Model, Product
+from efficientllm.spec.technique import (
+    TUNING,
+    WEIGHTS,
+    Lora,
+    Techniques,
+    label,
+)
+from efficientllm.spec.text import Text
+from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Workload
+
+
+class Quality(Spec):
+    """Held-out text on which perplexity and bits per byte are taken.
+
+    Every token is scored once, with at least half of `sequence_length` before it where
+    the document has that much.
+    """
+
+    data: Text | None = Field(None, description="null: the held-out part of the workload's data")
+    max_bytes: Annotated[int, Field(ge=1, le=1 << 40)] = 262_144
+    sequence_length: Annotated[int, Field(ge=2, le=1 << 22)] | None = Field(
+        None, description="null: the workload's, at most 2,048"
+    )
+
+
+class Point(NamedTuple):
+    """One (batch, context) of a trial. Training has exactly one: its batch and length."""
+
+    batch: int
+    context: int
+
+    def __str__(self) -> str:
+        return f"b{self.batch} c{self.context}"
+
+
+class Case(Spec):
+    """One thing to measure. Its name and labels are for people, its content is its identity."""
+
+    name: str = local("", max_length=200)
+    model: Model
+    technique: Techniques = ()
+    workload: Workload
+    quality: Quality | None = Quality()
+
+    @model_validator(mode="after")
+    def _techniques_fit(self) -> Case:
+        tuning = [t.kind for t in self.technique if isinstance(t, TUNING)]
+        weights = [t.kind for t in self.technique if isinstance(t, WEIGHTS)]
+        for group in (tuning, weights):
+            if len(group) > 1:
+                raise ValueError(f"technique: {' and '.join(group)} exclude each other")
+        match self.workload:
+            case Pretrain() if self.technique:
+                raise ValueError("technique: pretraining starts from scratch and takes none")
+            case Pretrain() if not hasattr(self.model, "tokenizer"):
+                raise ValueError("model: pretraining takes a backbone or a catalog shape")
+            case Finetune() if not tuning:
+                raise ValueError("technique: finetune needs one of full, freeze, lora")
+            case Finetune() if weights and not any(isinstance(t, Lora) for t in self.technique):
+                raise ValueError(
+                    f"technique: {weights[0]} weights cannot be trained; add +lora, or set"
+                    " workload.precision"
+                )
+            case Generate() if tuning:
+                raise ValueError(
+                    f"technique: {tuning[0]} trains; generate from the product of a finetune case"
+                )
+            case _:
+                return self
+
+    @cached_property
+    def case_id(self) -> str:
+        """SHA-256 of what is measured; the name, paths, protocol and machine stay outside."""
+        return digest({k: getattr(self, k) for k in ("model", "technique", "workload", "quality")})
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        match self.workload:
+            case Generate(points=grid):
+                return tuple(Point(b, c) for c in grid.context for b in grid.batch)
+            case Probe():
+                return (Point(1, 1),)
+            case training:
+                return (Point(training.batch, training.sequence_length),)
+
+    def point_id(self, point: Point) -> str:
+        """The case without its grid, plus the point: equal for equal work in any grid."""
+        identity = {k: getattr(self, k) for k in ("model", "technique", "quality")}
+        workload: Any = self.workload
+        if isinstance(workload, Generate):
+            workload = workload.model_copy(update={"points": Generate().points})
+        return digest(identity | {"workload": workload, "point": list(point)})
+
+    @property
+    def technique_label(self) -> str:
+        return label(self.technique)
+
+    @property
+    def stage(self) -> str:
+        """The stage of a model's life: pretrain, finetune, generate or probe."""
+        return self.workload.kind
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the model starts from weights that nobody trained."""
+        return isinstance(self.model, CatalogShape) or (
+            not isinstance(self.model, Product) and self.model.kind == "backbone"
+        )
+
+    @property
+    def makes_product(self) -> bool:
+        """Whether a trial of this case leaves trained weights behind."""
+        return (
+            isinstance(self.workload, Pretrain | Finetune)
+            and self.workload.budget_steps is not None
+        )

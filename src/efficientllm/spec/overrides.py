@@ -1,0 +1,81 @@
+"""`key=value` on the command line: settings, axes and what concerns the suite as a whole.
+
+A comma list is an axis, under `points.` it makes points. `steps=10` means the workload's
+steps, `protocol=standard` the suite's protocol.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from efficientllm.spec.case import Case
+from efficientllm.spec.document import Path_, SpecError, dotted, parse
+from efficientllm.spec.problems import nearest
+from efficientllm.spec.workload import Finetune, Generate, Pretrain
+
+HEADER = ("suite", "question", "protocol")
+
+
+class Setting(NamedTuple):
+    """One key that is set to a value, and the line it stands on (none: the command line)."""
+
+    key: Path_
+    value: Any
+    line: int | None
+
+
+def read_overrides(
+    overrides: tuple[str, ...],
+) -> tuple[list[Setting], list[list[list[Setting]]], dict[str, Any]]:
+    """Split `key=value` into settings, axes (comma lists) and header values."""
+    settings: list[Setting] = []
+    axes: list[list[list[Setting]]] = []
+    header: dict[str, Any] = {}
+    for item in overrides:
+        text, equals, value_text = item.partition("=")
+        if not equals or not text:
+            raise SpecError(f"{item!r}: settings are written key=value")
+        key = _shortsplit_key(split_key(text))
+        values = _values(value_text, item)
+        if key[0] in HEADER:
+            header[str(key[0])] = values[0]
+        elif key[:2] == ("workload", "points"):
+            settings.append(Setting(key, values, None))
+        elif len(values) == 1:
+            settings.append(Setting(key, values[0], None))
+        else:
+            axes.append([[Setting(key, value, None)] for value in values])
+    return settings, axes, header
+
+
+_CASE_KEYS = frozenset(Case.model_fields)
+_WORKLOAD_KEYS = frozenset(
+    key for kind in (Pretrain, Finetune, Generate) for key in kind.model_fields
+)
+
+
+def _shortsplit_key(key: Path_) -> Path_:
+    """`steps=10` and `points.batch=1` mean the workload's; `protocol=` the suite's."""
+    if key[0] in _CASE_KEYS or key[0] in HEADER:
+        return key
+    if key[0] not in _WORKLOAD_KEYS:
+        known = [*sorted(_CASE_KEYS), *HEADER, *sorted(_WORKLOAD_KEYS)]
+        raise SpecError(f"{dotted(key)}: no such setting{nearest(str(key[0]), known)}")
+    return ("workload", *key)
+
+
+def _values(text: str, item: str) -> list[Any]:
+    """A comma list outside brackets and quotes; each part is a YAML value."""
+    parts = re.findall(r"(?:[^,\[\]{}\"']|\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|'[^']*')+", text)
+    return [_command_line_value(part, item) for part in parts] or [""]
+
+
+def _command_line_value(part: str, item: str) -> Any:
+    documents = parse(part, f"{item!r}")
+    return documents[0].value if documents else None
+
+
+def split_key(text: str) -> Path_:
+    """`a.b` as a path."""
+    return tuple(str(text).split("."))

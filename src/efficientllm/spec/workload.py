@@ -1,0 +1,154 @@
+"""Which work: training steps, or prompts answered token by token.
+
+Fields called `auto` are settled on the machine that runs the case and stand in the
+record under `resolved`; a value written here instead is part of the case's identity.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from efficientllm.spec.canonical import Many, Spec
+from efficientllm.spec.text import StandardLibrary, Text
+
+DType = Literal["float32", "bf16", "fp16"]
+AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
+Count = Annotated[int, Field(ge=1, le=1 << 20)]
+Length = Annotated[int, Field(ge=2, le=1 << 22)]
+
+
+class Precision(Spec):
+    """Training precision: what is held, what is multiplied, what the optimizer keeps."""
+
+    params: DType = "float32"
+    compute: DType = "bf16"
+    optimizer_state: DType = "float32"
+
+    @model_validator(mode="after")
+    def _states_follow_params(self) -> Precision:
+        if "fp16" in (self.params, self.optimizer_state):
+            raise ValueError("fp16 is for compute only: params and optimizer_state underflow in it")
+        if self.optimizer_state != self.params:
+            raise ValueError(
+                "optimizer_state must equal params: torch's AdamW keeps its states in the type of"
+                " the parameters"
+            )
+        return self
+
+
+class AdamW(Spec):
+    """AdamW with linear warm-up; `schedule` is what follows over a declared number of steps."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    clip: Annotated[float, Field(gt=0, le=1e6)] | None = 1.0
+    warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    schedule: Literal["constant", "cosine"] = "cosine"
+
+
+class Training(Spec):
+    """What pretraining and fine-tuning share.
+
+    With `steps` or `tokens` exactly that much is trained and the case has quality and a
+    product; without either it runs for the protocol's windows and quality is null.
+    """
+
+    sequence_length: Length = 4096
+    batch: Count = Field(8, description="sequences in one optimizer step")
+    micro_batch: Count | Literal["auto"] = Field(
+        "auto", description="sequences in one forward pass; auto: all of `batch`"
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    tokens: Annotated[int, Field(ge=1, le=10**14)] | None = None
+    optimizer: AdamW = AdamW()
+    precision: Precision = Precision()
+    loss: Literal["auto", "plain", "chunked", "liger"] = "auto"
+    attention: AttentionBackend = "auto"
+    compile: Literal["auto", "none", "layer", "model"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_budget_and_whole_micro_batches(self) -> Training:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("give steps or tokens, not both")
+        if self.micro_batch != "auto" and self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
+        return self
+
+    @property
+    def budget_steps(self) -> int | None:
+        """Optimizer steps that the case declares, if it declares any."""
+        if self.tokens is not None:
+            return max(1, -(-self.tokens // (self.batch * self.sequence_length)))
+        return self.steps
+
+
+class Pretrain(Training):
+    """Next-token training of a fresh model on a continuous stream of documents."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    data: Text = StandardLibrary()
+
+
+class Finetune(Training):
+    """Further training of a model; documents (prompt and response) are kept apart."""
+
+    kind: Literal["finetune"] = "finetune"
+    data: Text = StandardLibrary(part="code")
+
+
+class Points(Spec):
+    """The grid of points that one trial measures on one loaded model."""
+
+    batch: Many[Count] = (1,)
+    context: Many[Length] = Field((1024,), description="prompt tokens in the cache before decode")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_value_is_a_list_of_one(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {k: [v] if isinstance(v, int) else v for k, v in data.items()}
+        return data
+
+    @model_validator(mode="after")
+    def _not_empty_and_not_huge(self) -> Points:
+        for name, values in (("batch", self.batch), ("context", self.context)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} needs at least one value, each only once")
+        if len(self.batch) * len(self.context) > 256:
+            raise ValueError("more than 256 points in one trial: make several cases of them")
+        return self
+
+
+class Generate(Spec):
+    """Greedy generation from a static cache: prefill, then decode one token at a time."""
+
+    kind: Literal["generate"] = "generate"
+    points: Points = Points()
+    new_tokens: Annotated[int, Field(ge=2, le=1 << 20)] = 128
+    data: Text = StandardLibrary()
+    attention: AttentionBackend = "auto"
+    compile: Literal["auto", "none", "layer", "model"] = "auto"
+    cuda_graph: Literal["auto", "none"] = "auto"
+
+
+class Probe(Spec):
+    """Known answers about the machine itself, for `doctor`; needs no model."""
+
+    kind: Literal["probe"] = "probe"
+    check: Literal["sleep", "product", "copy", "idle", "square"] = "sleep"
+    seconds: Annotated[float, Field(gt=0, le=600)] = 1.0
+
+
+def _kind_from_name(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Workload = Annotated[
+    Annotated[Pretrain | Finetune | Generate | Probe, Field(discriminator="kind")],
+    BeforeValidator(_kind_from_name),
+]

@@ -1,0 +1,276 @@
+"""The store: an append-only directory of records, safe to share between processes.
+
+    <store>/<machine class>/<case_id>/<round>-<attempt>.json     one immutable file a trial
+    <store>/artifacts/<case_id>/<seed>/                          weights that children need
+    <store>/quarantine/                                          files that did not load
+    <store>/work/                                                trials under way, leases, caches
+
+A record is written once, by the one process that holds the lease of its (case, round):
+to a temporary file in the same directory, flushed to the disk, linked under its name
+(which fails if the name is taken), and the directory flushed. A kill at any moment
+leaves a whole record or none.
+
+Two processes agree through lease files made with O_EXCL. A lease names its holder; it is
+stale when that process is known dead on this boot, or when its heartbeat is older than
+two minutes (another machine on a shared disk).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from efficientllm import clock
+from efficientllm.record import CorruptRecord, Record, Trial, from_bytes, to_bytes
+
+STALE_SECONDS = 120.0
+_RESERVED = ("artifacts", "quarantine", "work")
+
+
+class StoreError(RuntimeError):
+    """The store cannot do what was asked; nothing that was in it is lost."""
+
+
+class Entry(NamedTuple):
+    """A record and the file it came from."""
+
+    record: Record
+    path: Path
+
+
+class Store:
+    """A directory of records. Opening one creates nothing until something is written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    def artifact(self, case_id: str, seed: int) -> Path:
+        """Where the weights that a case made from a seed are kept."""
+        return self.root / "artifacts" / safe_name(case_id) / str(int(seed))
+
+    def entries(self) -> Iterator[Entry]:
+        """Every record that loads, oldest file first; the rest is moved to quarantine."""
+        return self._load(self._files())
+
+    def of_case(self, case_id: str) -> list[Entry]:
+        """The records of one case, on any machine class."""
+        return list(self._load(sorted(self.root.glob(f"*/{safe_name(case_id)}/*.json"))))
+
+    def names_of(self, case_id: str) -> tuple[str, ...]:
+        """Names of a case's record files, to see whether anything is new."""
+        found = self.root.glob(f"*/{safe_name(case_id)}/*.json")
+        return tuple(sorted(f"{path.parent.parent.name}/{path.name}" for path in found))
+
+    def path_of(self, machine: str, trial: Trial) -> Path:
+        """Where a trial's record is, or will be."""
+        folder = self.root / safe_name(machine) / safe_name(trial.case_id)
+        return folder / f"{int(trial.round)}-{int(trial.attempt)}.json"
+
+    def quarantined(self) -> list[tuple[Path, str]]:
+        """Files that did not load, with the reason each was moved away."""
+        reasons = self.root / "quarantine"
+        return [
+            (path, path.with_suffix(".reason").read_text("utf-8"))
+            for path in sorted(reasons.glob("*.json"))
+            if path.with_suffix(".reason").exists()
+        ]
+
+    def put(self, record: Record) -> Path:
+        """Write a record for good; StoreError if it cannot be, or if its name is taken."""
+        path = self.path_of(record.machine.name, record.trial)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_once(path, to_bytes(record))
+        except OSError as error:
+            raise StoreError(_disk_message(path, error)) from error
+        return path
+
+    def lease(self, name: str) -> Lease | None:
+        """The exclusive right to a name, or None while a living process holds it."""
+        folder = self.work / "leases"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _take(folder / f"{safe_name(name)}.json")
+        except OSError as error:
+            raise StoreError(_disk_message(folder, error)) from error
+
+    def _files(self) -> Iterator[Path]:
+        try:
+            classes = sorted(p for p in self.root.iterdir() if p.name not in _RESERVED)
+        except FileNotFoundError:
+            return
+        for folder in classes:
+            if folder.is_dir() and not folder.is_symlink():
+                yield from sorted(folder.glob("*/*.json"))
+
+    def _load(self, paths: Iterable[Path]) -> Iterator[Entry]:
+        for path in paths:
+            try:
+                yield Entry(from_bytes(path.read_bytes()), path)
+            except FileNotFoundError:
+                continue
+            except CorruptRecord as error:
+                self._quarantine(path, str(error))
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        folder = self.root / "quarantine"
+        folder.mkdir(exist_ok=True)
+        name = f"{path.parent.name[:16]}-{path.stem}-{clock.now_ns()}"
+        (folder / f"{name}.reason").write_text(f"{path.name}: {reason}\n", "utf-8")
+        path.replace(folder / f"{name}.json")
+
+
+class Lease:
+    """A held lease; `beat` keeps it alive, `release` gives it back."""
+
+    def __init__(self, path: Path, holder: dict[str, Any]) -> None:
+        self.path = path
+        self._holder = holder
+
+    def beat(self) -> None:
+        self._holder["beat"] = clock.wall_unix()
+        temporary = self.path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(self._holder), "utf-8")
+        temporary.replace(self.path)
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def safe_name(name: str) -> str:
+    """A name as one path component: no separators, no dots in front, at most 120 characters."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.+") else "_" for c in name)
+    kept = kept.lstrip(".")[:120]
+    if not kept:
+        raise StoreError(f"{name!r} cannot name a file")
+    return kept
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Create a file whole and durable, or raise; FileExistsError if it is there already."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{clock.now_ns()}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_space(root: Path, needed_bytes: int) -> None:
+    """StoreError when the disk under the store has less than that free."""
+    root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(root).free
+    if free < needed_bytes:
+        raise StoreError(
+            f"{root}: {free / 2**20:.0f} MiB free, {needed_bytes / 2**20:.0f} MiB needed; make room"
+            " or choose another place with --store"
+        )
+
+
+def _disk_message(path: Path, error: OSError) -> str:
+    if error.errno == errno.EEXIST:
+        return f"{path}: there is a record already, and records are never replaced"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full; nothing was changed, make room and run again"
+    return f"{path}: cannot be written ({error.strerror})"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process began, in clock ticks since boot; tells a reused pid from the old one."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _take(path: Path) -> Lease | None:
+    holder = {
+        "boot": _boot_id(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "beat": clock.wall_unix(),
+    }
+    with _one_at_a_time(path.parent):
+        if path.exists() and not _is_stale(path):
+            return None
+        path.unlink(missing_ok=True)
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                json.dump(holder, file)
+        except FileExistsError:  # a host of a shared disk without locks was faster
+            return None
+    return Lease(path, holder)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Judge and replace a lease without another process of this host in between.
+
+    The lock falls with its process. Where the disk has no locks, O_EXCL still decides
+    who takes a free lease; only two hosts breaking the same stale one could collide.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield
+
+
+def _is_stale(path: Path) -> bool:
+    try:
+        holder = json.loads(path.read_text("utf-8"))
+        age = clock.wall_unix() - float(holder["beat"])
+    except FileNotFoundError:
+        return True
+    except (ValueError, KeyError, TypeError):
+        # Being written this instant, or left half-written by a kill.
+        return _age(path) > 10.0
+    if holder.get("boot") == _boot_id() and holder["boot"]:
+        return bool(_started(int(holder["pid"])) != holder.get("started"))
+    return age > STALE_SECONDS
+
+
+def _age(path: Path) -> float:
+    try:
+        return clock.wall_unix() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")

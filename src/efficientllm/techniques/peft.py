@@ -1,0 +1,76 @@
+"""Which parameters are trained: all, the last layers, or adapters beside frozen ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from efficientllm.record import Reach, Unsupported
+from efficientllm.spec.technique import Freeze, Full, Lora
+from efficientllm.techniques.build import Build, bytes_by_kind, touched
+
+
+def apply_full(build: Build, technique: Full) -> Reach:
+    """Every parameter learns."""
+    for parameter in build.model.parameters():
+        parameter.requires_grad_(True)
+    return _reach(build, technique.kind, sum(bytes_by_kind(build.model).values()))
+
+
+def apply_freeze(build: Build, technique: Freeze) -> Reach:
+    """Only the last decoder layers learn (the `freeze` recipe of LLaMA-Factory)."""
+    layers = decoder_layers(build.model)
+    if technique.last_layers > len(layers):
+        raise Unsupported(
+            f"freeze: last_layers {technique.last_layers} of a model with {len(layers)} layers"
+        )
+    build.model.requires_grad_(False)
+    for layer in list(layers)[-technique.last_layers :]:
+        layer.requires_grad_(True)
+    return _reach(build, technique.kind, sum(bytes_by_kind(build.model).values()))
+
+
+def apply_lora(build: Build, technique: Lora) -> Reach:
+    """Attach adapters through peft; the model itself is frozen."""
+    before = sum(bytes_by_kind(build.model).values())
+    targets: Any = list(technique.targets)
+    config = LoraConfig(
+        r=technique.r,
+        lora_alpha=technique.alpha,
+        lora_dropout=technique.dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+    )
+    try:
+        build.adapted = get_peft_model(build.model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise Unsupported(f"lora: {error}") from error
+    return _reach(build, technique.kind, before)
+
+
+def merge_adapters(build: Build) -> None:
+    """Fold adapters into the weights they stand beside, for saving as a plain checkpoint."""
+    if build.adapted is not None:
+        build.model = build.adapted.merge_and_unload()
+        build.adapted = None
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The stack of decoder layers: the longest list of modules, however it is called."""
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    if not stacks:
+        raise Unsupported(f"{type(model).__name__} has no list of decoder layers")
+    return max(stacks, key=len)
+
+
+def _reach(build: Build, kind: str, before: int) -> Reach:
+    trained = [n for n, p in build.model.named_parameters() if p.requires_grad]
+    by_kind = touched(trained, build.model)
+    return Reach(
+        technique=kind,
+        parameters=sum(by_kind.values()),
+        by_kind=by_kind,
+        bytes_before=before,
+        bytes_after=sum(bytes_by_kind(build.model).values()),
+    )

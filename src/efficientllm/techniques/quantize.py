@@ -1,0 +1,86 @@
+"""Post-training quantization through torchao, and what it really reached.
+
+"Quantized" says little by itself: on an H200 the int4 product of this file is 1.6 times
+as fast as bf16 at batch 1 and 24 times slower at batch 1,024. So the back-end is in the
+record, and so is the share of the parameters that was reached: `quantize_` passes over
+what is not a linear layer (expert tensors, for one) without a word.
+
+The output head is left alone, as transformers and vLLM do by default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientllm.record import Reach, Unsupported
+from efficientllm.spec.technique import Int4WeightOnly, Int8Dynamic, Int8WeightOnly
+from efficientllm.techniques.build import Build, bytes_by_kind, kind_of
+
+Quantization = Int8WeightOnly | Int8Dynamic | Int4WeightOnly
+
+
+def apply_quantization(build: Build, technique: Quantization) -> Reach:
+    """Replace the weights of linear layers; bf16 is what they are multiplied in."""
+    from torchao.quantization import quantize_
+
+    model = build.model
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    before = sum(bytes_by_kind(model).values())
+    config, backend = _config(technique, build.device)
+    reached: dict[str, int] = {}
+
+    def chosen(module: nn.Module, name: str) -> bool:
+        if not isinstance(module, nn.Linear) or "lm_head" in name or not _fits(module, technique):
+            return False
+        reached[f"{name}.weight"] = module.weight.numel()
+        return True
+
+    try:
+        quantize_(model, config, filter_fn=chosen)
+    except (NotImplementedError, ImportError, AssertionError, ValueError) as error:
+        raise Unsupported(
+            f"{technique.kind} ({backend}) on {build.device.type}: {error}"
+        ) from error
+    if not reached:
+        raise Unsupported(f"{technique.kind}: no linear layer of this model could be quantized")
+    build.resolved[f"{technique.kind}_backend"] = backend
+    by_kind: dict[str, int] = {}
+    for name, count in reached.items():
+        by_kind[kind_of(name)] = by_kind.get(kind_of(name), 0) + count
+    return Reach(
+        technique=technique.kind,
+        parameters=sum(by_kind.values()),
+        by_kind=by_kind,
+        bytes_before=before,
+        bytes_after=sum(bytes_by_kind(model).values()),
+    )
+
+
+def _fits(linear: nn.Linear, technique: Quantization) -> bool:
+    if isinstance(technique, Int4WeightOnly):
+        # tinygemm: groups divide the inputs, tiles of 8 (CUDA) or 16 (CPU) divide the outputs.
+        return linear.in_features % technique.group_size == 0 and linear.out_features % 16 == 0
+    return True
+
+
+def _config(technique: Quantization, device: torch.device) -> tuple[Any, str]:
+    """The torchao configuration, and the name of what multiplies."""
+    from torchao import quantization as ao
+
+    match technique:
+        case Int8WeightOnly():
+            return ao.Int8WeightOnlyConfig(), "torchao"
+        case Int8Dynamic():
+            return ao.Int8DynamicActivationInt8WeightConfig(), "torchao"
+        case Int4WeightOnly(group_size=group) if device.type == "cpu":
+            from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+            return PrototypeInt4WeightOnlyConfig(group_size=group), "tinygemm (CPU layout)"
+        case Int4WeightOnly(group_size=group):
+            packed = "tile_packed_to_4d"
+            config = ao.Int4WeightOnlyConfig(group_size=group, int4_packing_format=packed)
+            return config, f"tinygemm ({packed})"

@@ -1,0 +1,1 @@
+"""Workloads: units of work. They know nothing of meters; `measure` runs them."""

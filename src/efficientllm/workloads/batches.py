@@ -1,0 +1,224 @@
+"""From documents to what one forward pass reads: streams, and packed documents.
+
+Legend: B sequences, T positions. Targets are the next token; IGNORED ones give no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from efficientllm.models.position import Documents
+from efficientllm.record import Unsupported
+from efficientllm.workloads.text import Corpus, Document
+from efficientllm.workloads.vocabulary import Vocabulary
+
+IGNORED = -100
+
+
+class Batch(NamedTuple):
+    """What one forward pass reads, on the host. tokens and targets [B, T]."""
+
+    tokens: Tensor
+    targets: Tensor
+    documents: Documents | None
+    counts: dict[str, float]
+    """Raw: tokens (no padding), those that give loss, positions computed (with padding),
+    samples, causal (query, key) pairs, and the pairs without causality."""
+
+
+class Batches(Protocol):
+    """An endless, reproducible supply of batches."""
+
+    def batch(self, index: int) -> Batch:
+        """The batch at an index; the same for the same seed on any machine."""
+
+
+class Stream:
+    """Documents joined end to end and cut into rows of equal length; attention is causal
+    over a whole row. The usual layout of pretraining.
+
+    `batches` is how many will be asked for; no more text than that is tokenized. Asking
+    for more starts a new epoch in a new order.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        vocabulary: Vocabulary,
+        *,
+        rows: int,
+        length: int,
+        seed: int,
+        batches: int,
+    ) -> None:
+        self._rows, self._length, self._seed = rows, length, seed
+        joined: list[int] = []
+        for texts in _chunks(corpus, seed):
+            for ids in vocabulary.encode([d.prompt + d.text for d in texts]):
+                joined += [*ids, vocabulary.end]
+            if len(joined) > batches * rows * length:
+                break
+        self._count = (len(joined) - 1) // length
+        if self._count < 1:
+            raise Unsupported(
+                f"{corpus.source}: {len(joined)} tokens do not fill one sequence of {length};"
+                " give more text or a shorter sequence_length"
+            )
+        self._tokens = torch.tensor(joined[: self._count * length + 1], dtype=torch.int32)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def batch(self, index: int) -> Batch:
+        starts = [self._row(index * self._rows + i) * self._length for i in range(self._rows)]
+        tokens = torch.stack([self._tokens[s : s + self._length] for s in starts]).long()
+        targets = torch.stack([self._tokens[s + 1 : s + 1 + self._length] for s in starts]).long()
+        size = float(self._rows * self._length)
+        return Batch(
+            tokens,
+            targets,
+            None,
+            {
+                "tokens": size,
+                "loss_tokens": size,
+                "positions": size,
+                "samples": float(self._rows),
+                "pairs": self._rows * self._length * (self._length + 1) / 2,
+                "square_pairs": float(self._rows * self._length**2),
+            },
+        )
+
+    def _row(self, number: int) -> int:
+        """Rows are visited in a new order in every epoch."""
+        epoch, place = divmod(number, self._count)
+        if self._order[0] != epoch:
+            generator = np.random.default_rng((self._seed, epoch))
+            self._order = (epoch, generator.permutation(self._count))
+        return int(self._order[1][place])
+
+
+def _chunks(corpus: Corpus, seed: int) -> Iterator[list[Document]]:
+    """Documents in an order drawn from the seed, about 256 KB at a time for the tokenizer."""
+    chunk: list[Document] = []
+    size = 0
+    for i in np.random.default_rng(seed).permutation(len(corpus.documents)):
+        chunk.append(corpus.documents[i])
+        size += len(corpus.documents[i].text)
+        if size > 1 << 18:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class Packed:
+    """Whole documents laid side by side, never seeing each other.
+
+    A batch is one row of `rows * length` positions in which each stretch of `length`
+    holds whole documents and ends in padding; documents longer than a stretch are cut.
+    `separate` gives [B, T] rows with one document each instead, for models that cannot
+    keep packed documents apart.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        vocabulary: Vocabulary,
+        *,
+        rows: int,
+        length: int,
+        seed: int,
+        batches: int,
+        separate: bool,
+    ) -> None:
+        self._rows, self._length, self._separate = rows, length, separate
+        self._end = vocabulary.end
+        self._examples: list[tuple[list[int], list[int]]] = []
+        taken = 0
+        for documents in _chunks(corpus, seed):
+            prompts_ = vocabulary.encode([d.prompt for d in documents])
+            texts = vocabulary.encode([d.text for d in documents])
+            for p, t in zip(prompts_, texts, strict=True):
+                self._examples.append((p, [*t, vocabulary.end]))
+                taken += length if separate else len(p) + len(t)
+            if taken > batches * rows * length:
+                break
+        self._stretches = list(self._fill())
+        self._most = rows * (1 + max(len(stretch) for stretch in self._stretches))
+
+    def batch(self, index: int) -> Batch:
+        count = len(self._stretches)
+        chosen = [self._stretches[(index * self._rows + i) % count] for i in range(self._rows)]
+        tokens = torch.full((self._rows, self._length), self._end, dtype=torch.long)
+        targets = torch.full((self._rows, self._length), IGNORED, dtype=torch.long)
+        lengths: list[int] = []
+        for row, examples in enumerate(chosen):
+            at = 0
+            for number in examples:
+                ids, goals = self._example(number)
+                tokens[row, at : at + len(ids)] = torch.tensor(ids)
+                targets[row, at : at + len(ids)] = torch.tensor(goals)
+                lengths.append(len(ids))
+                at += len(ids)
+            if at < self._length and not self._separate:
+                lengths.append(self._length - at)
+        counts = self._counts(chosen, targets)
+        if self._separate:
+            return Batch(tokens, targets, None, counts)
+        documents = self._documents(lengths)
+        return Batch(tokens.view(1, -1), targets.view(1, -1), documents, counts)
+
+    def _fill(self) -> Iterator[list[int]]:
+        """Consecutive examples that fit one stretch (one example each, if separate)."""
+        stretch: list[int] = []
+        used = 0
+        for number in range(len(self._examples)):
+            size = len(self._example(number)[0])
+            if stretch and (self._separate or used + size > self._length):
+                yield stretch
+                stretch, used = [], 0
+            stretch.append(number)
+            used += size
+        if stretch:
+            yield stretch
+
+    def _example(self, number: int) -> tuple[list[int], list[int]]:
+        """Inputs and targets of one document: the response is learned, the prompt is not."""
+        prompt, text = self._examples[number]
+        whole = [self._end, *prompt, *text][: self._length + 1]
+        ignored = min(len(prompt), len(whole) - 2)
+        return whole[:-1], [IGNORED] * ignored + whole[1 + ignored :]
+
+    def _documents(self, lengths: list[int]) -> Documents:
+        """Offsets padded to one fixed number, so that a compiled step sees one shape."""
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        padded = np.full(self._most + 1, offsets[-1])
+        padded[: len(offsets)] = offsets
+        return Documents(torch.tensor(padded, dtype=torch.int32), self._length, tuple(lengths))
+
+    def _counts(self, chosen: list[list[int]], targets: Tensor) -> dict[str, float]:
+        sizes = np.array([len(self._example(n)[0]) for row in chosen for n in row], dtype=float)
+        return {
+            "tokens": float(sizes.sum()),
+            "loss_tokens": float((targets != IGNORED).sum()),
+            "positions": float(self._rows * self._length),
+            "samples": float(len(sizes)),
+            "pairs": float((sizes * (sizes + 1) / 2).sum()),
+            "square_pairs": float((sizes**2).sum()),
+        }
+
+
+def prompts(corpus: Corpus, vocabulary: Vocabulary, rows: int, length: int, seed: int) -> Tensor:
+    """Prompts [B, T] of real text, the same for the same seed; short corpora repeat."""
+    needed = rows * length
+    tokens: list[int] = []
+    for documents in _chunks(corpus, seed):
+        for ids in vocabulary.encode([d.prompt + d.text for d in documents]):
+            tokens += [*ids, vocabulary.end]
+        if len(tokens) >= needed:
+            break
+    repeated = np.resize(np.array(tokens), needed)
+    return torch.tensor(repeated, dtype=torch.long).view(rows, length)

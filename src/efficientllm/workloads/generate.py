@@ -1,0 +1,148 @@
+"""Generation: prefill and decode, measured apart, and whole requests as the check.
+
+Prefill is bound by compute and decode by memory, and an energy counter that ticks every
+100 ms cannot divide one request between them. So each is repeated in a window of its own:
+prefill over the same prompts, decode step by step from a filled cache, starting over when
+the requested length is reached. A request is then prefill plus (new_tokens - 1) decode
+steps; a short window of whole requests checks that sum.
+
+Greedy: the next token is the most likely one, chosen on the device, so Python never
+waits. On CUDA the decode step is compiled and captured in one graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from efficientllm.device import Device, capture, free_cached, to_device
+from efficientllm.models.language_model import LanguageModel
+from efficientllm.record import PointResult
+from efficientllm.spec.case import Point
+from efficientllm.spec.workload import Generate as Spec
+from efficientllm.workloads import compiling
+
+
+class Generate:
+    """The work of one point of a generate case."""
+
+    windows = ("prefill", "decode", "request")
+    brief = frozenset({"request"})
+    budget = None
+
+    def __init__(
+        self,
+        face: LanguageModel,
+        prompts: Tensor,
+        spec: Spec,
+        point: Point,
+        device: Device,
+        *,
+        compile_model: bool,
+        graph: bool,
+    ) -> None:
+        self._face, self._device, self._point = face, device, point
+        self._new_tokens = spec.new_tokens
+        self._prompts = to_device(prompts, device)
+        slots = -(-(point.context + spec.new_tokens) // 64) * 64
+        with torch.inference_mode():
+            self._cache = face.new_cache(point.batch, slots)
+            self._token = self._prompts[:, -1:].clone()
+            self._slot = torch.full((1,), point.context, device=device.torch, dtype=torch.long)
+        self._decode = face.decode
+        if compile_model:
+            compiling.be_loud()
+            self._decode = torch.compile(face.decode, fullgraph=True, dynamic=False)
+        self._graph = graph
+        self._replay: Callable[[], None] | None = None
+        self._position = point.context
+        self._visible: list[int] = []
+        self._generated: list[Tensor] = []
+
+    @torch.inference_mode()
+    def unit(self, window: str) -> None:
+        """One prefill of all prompts, one decode step, or one whole request."""
+        match window:
+            case "prefill":
+                self._prefill()
+            case "decode":
+                self._decode_step()
+            case _:
+                self._prefill()
+                for _ in range(self._new_tokens - 1):
+                    self._decode_step()
+
+    def check(self) -> None:
+        """Greedy choices are integers; there is nothing that could be not finite."""
+
+    def counts(self, window: str, units: int) -> dict[str, float]:
+        """Raw totals: tokens put out, prompt tokens read, cached tokens read by decode."""
+        batch, context = self._point
+        prompt = float(batch * context * units)
+        match window:
+            case "prefill":
+                return {"prompt_tokens": prompt, "tokens": float(batch * units)}
+            case "decode":
+                visible = self._visible[len(self._visible) - units :]
+                return {"tokens": float(batch * units), "cache_reads": float(batch * sum(visible))}
+            case _:
+                tokens = float(batch * units * self._new_tokens)
+                return {
+                    "prompt_tokens": prompt,
+                    "tokens": tokens,
+                    "requests": float(batch * units),
+                }
+
+    def compilations(self) -> int:
+        return compiling.compilations()
+
+    def holdings(self) -> dict[str, int]:
+        """Bytes of the cache as it was allocated."""
+        tensors = self._face.cache_tensors(self._cache)
+        return {"kv_cache": sum(t.numel() * t.element_size() for t in tensors)}
+
+    @torch.inference_mode()
+    def result(self, result: PointResult) -> PointResult:
+        """Add the digest of one request's tokens: equal trials must give equal text."""
+        self._prefill()
+        tokens = [self._token.clone()]
+        for _ in range(self._new_tokens - 1):
+            self._decode_step()
+            tokens.append(self._token.clone())
+        text = torch.cat(tokens, dim=1).cpu().numpy().tobytes()
+        return result.model_copy(update={"output_sha256": hashlib.sha256(text).hexdigest()})
+
+    def close(self) -> None:
+        """Free the cache and the graph's memory pool."""
+        self._replay = None
+        del self._cache, self._decode
+        compiling.reset()
+        free_cached()
+
+    def _prefill(self) -> None:
+        logits = self._face.prefill(self._prompts, self._cache)
+        self._token.copy_(logits.argmax(dim=-1, keepdim=True))
+        self._slot.fill_(self._point.context)
+        self._position = self._point.context
+
+    def _decode_step(self) -> None:
+        if self._position >= self._point.context + self._new_tokens - 1:
+            self._slot.fill_(self._point.context)
+            self._position = self._point.context
+        if self._graph and self._replay is None:
+            self._replay = capture(self._step)
+            self._slot.fill_(self._position)
+        if self._replay is not None:
+            self._replay()
+        else:
+            self._step()
+        self._position += 1
+        self._visible.append(self._position)
+
+    def _step(self) -> None:
+        logits = self._decode(self._token, self._slot, self._cache)
+        self._token.copy_(logits.argmax(dim=-1, keepdim=True))
+        self._slot.add_(1)

@@ -1,0 +1,180 @@
+"""Training steps: pretraining and fine-tuning are the same loop over different batches.
+
+One unit is one optimizer step: forward and backward over every micro-batch, gradient
+clipping, AdamW. The batch is made on the host while the device works on the one before.
+Inside the clock: everything a training run does at every step. Outside: reading and
+tokenizing text, building the model, compiling.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from efficientllm.device import Device, to_device
+from efficientllm.models.language_model import LanguageModel
+from efficientllm.models.position import Documents
+from efficientllm.record import PointResult
+from efficientllm.spec.workload import AdamW, Precision, Training
+from efficientllm.workloads import compiling
+from efficientllm.workloads.batches import Batch, Batches
+from efficientllm.workloads.loss import loss_of, resolve
+
+TORCH_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KEPT_LOSSES = 1 << 16
+
+
+class NotFinite(RuntimeError):
+    """A loss that is not a finite number; training ends there."""
+
+
+class Train:
+    """The work of a pretrain or finetune case."""
+
+    windows = ("step",)
+    brief: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        model: nn.Module,
+        face: LanguageModel,
+        batches: Batches,
+        spec: Training,
+        device: Device,
+    ) -> None:
+        self._model, self._face, self._batches = model, face, batches
+        self._spec, self._device = spec, device
+        self.budget = spec.budget_steps
+        self._loss = loss_of(resolve(spec.loss, device, face.head().weight.shape[0]))
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = optimizer(model, spec.optimizer)
+        self._scaler = torch.amp.GradScaler(
+            device.torch.type, enabled=spec.precision.compute == "fp16"
+        )
+        self._step = 0
+        self._counts: list[dict[str, float]] = []
+        self._losses = torch.zeros(
+            min(self.budget or KEPT_LOSSES, KEPT_LOSSES), pin_memory=not device.is_cpu
+        )
+        self._next = batches.batch(0)
+
+    def unit(self, window: str) -> None:
+        """One optimizer step."""
+        batch = self._next
+        self._set_rate()
+        total = batch.counts["loss_tokens"]
+        loss = torch.zeros((), device=self._device.torch)
+        with autocast(self._spec.precision, self._device):
+            for tokens, targets, documents in self._micro_batches(batch):
+                part = self._forward(tokens, targets, documents) / total
+                self._scaler.scale(part).backward()
+                loss += part.detach()
+        self._update()
+        self._losses[self._step % len(self._losses)].copy_(loss, non_blocking=True)
+        self._counts.append(batch.counts)
+        self._step += 1
+        self._next = self._batches.batch(self._step)
+
+    def check(self) -> None:
+        """Raise NotFinite for any finished step whose loss was not finite."""
+        seen = self._losses[: self._step]
+        if not torch.isfinite(seen).all():
+            step = int((~torch.isfinite(seen)).nonzero()[0]) + 1
+            raise NotFinite(f"the loss of step {step} is not finite; try a smaller optimizer.lr")
+
+    def counts(self, window: str, units: int) -> dict[str, float]:
+        """Raw totals over the last `units` steps."""
+        last = self._counts[len(self._counts) - units :]
+        keys = self._counts[0] if self._counts else {}
+        return {key: sum(counts[key] for counts in last) for key in keys}
+
+    def compilations(self) -> int:
+        return compiling.compilations()
+
+    def holdings(self) -> dict[str, int]:
+        """Bytes that stay between steps, and those of the gradients at their peak."""
+        states = self._optimizer.state.values()
+        tensors = [t for state in states for t in state.values() if isinstance(t, Tensor)]
+        return {
+            "weights": sum(p.numel() * p.element_size() for p in self._model.parameters()),
+            "gradients": sum(p.numel() * p.element_size() for p in self._trained),
+            "optimizer": sum(t.numel() * t.element_size() for t in tensors),
+        }
+
+    def losses(self) -> tuple[float, ...]:
+        """Mean loss per token of every step so far (the last 65,536)."""
+        return tuple(round(float(x), 6) for x in self._losses[: self._step])
+
+    def result(self, result: PointResult) -> PointResult:
+        """Nothing to add to what was measured."""
+        return result
+
+    def close(self) -> None:
+        """Let go of gradients and optimizer states, so that quality runs beside neither."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.state.clear()
+
+    def _forward(self, tokens: Tensor, targets: Tensor, documents: Documents | None) -> Tensor:
+        hidden = self._face.hidden(tokens, documents)
+        return self._loss(hidden.flatten(0, 1), self._face.head().weight, targets.flatten())
+
+    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Documents | None]]:
+        tokens, targets = (to_device(t, self._device) for t in (batch.tokens, batch.targets))
+        documents = batch.documents
+        if documents is not None:
+            # Packed rows are one long row; micro-batches of those are not divided further.
+            documents = documents._replace(offsets=to_device(documents.offsets, self._device))
+            if not self._device.is_cpu:
+                # A compiled layer would be specialised on lengths that only a CPU needs.
+                documents = documents._replace(lengths=())
+            return [(tokens, targets, documents)]
+        size = self._spec.micro_batch
+        rows = tokens.shape[0] if size == "auto" else size
+        return [(t, g, None) for t, g in zip(tokens.split(rows), targets.split(rows), strict=True)]
+
+    def _update(self) -> None:
+        self._scaler.unscale_(self._optimizer)
+        if self._spec.optimizer.clip is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._spec.optimizer.clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _set_rate(self) -> None:
+        rate = learning_rate(self._spec.optimizer, self._step, self.budget)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+
+def optimizer(model: nn.Module, spec: AdamW) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, norms and biases do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+
+
+def learning_rate(spec: AdamW, step: int, budget: int | None) -> float:
+    """Linear warm-up, then the schedule down to a tenth; constant without a budget."""
+    if budget is None:
+        return spec.lr
+    warmup = max(1, round(spec.warmup_share * budget))
+    if step < warmup:
+        return spec.lr * (step + 1) / warmup
+    if spec.schedule == "constant":
+        return spec.lr
+    progress = (step - warmup) / max(1, budget - warmup)
+    return spec.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def autocast(precision: Precision, device: Device) -> AbstractContextManager[object]:
+    """Multiply in the compute type where parameters are held in another."""
+    if precision.compute == precision.params:
+        return nullcontext()
+    return torch.autocast(device.torch.type, TORCH_TYPES[precision.compute])
