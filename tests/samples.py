@@ -245,6 +245,10 @@ def record(
         "build": build(),
         "points": (result,) if outcome is None or outcome.status == "ok" else (),
         "scores": scores(),
+        "phases": (
+            r.Phase(name="load", start_ns=START_NS, end_ns=START_NS + 5 * SECOND),
+            r.Phase(name="measure", start_ns=START_NS + 5 * SECOND, end_ns=START_NS + 60 * SECOND),
+        ),
         "readings": (counter(), power()) if machine.device_kind == "cuda" else (),
     }
     return r.Record(**fields | changes)

@@ -15,7 +15,6 @@ from efficientllm import machine, predict
 from efficientllm.analysis.compare import Comparison, Line
 from efficientllm.analysis.table import precise
 from efficientllm.catalog.peaks import machine_named, peak_of
-from efficientllm.launch import Progress as TrialProgress
 from efficientllm.plan import Planned, Shelf, next_round
 from efficientllm.record import Record
 from efficientllm.report.text import print_doubts, print_rows
@@ -27,6 +26,7 @@ from efficientllm.spec.model import Checkpoint
 from efficientllm.spec.suite import Suite
 from efficientllm.spec.workload import Training
 from efficientllm.store import Store
+from efficientllm.watch import Progress as TrialProgress
 
 GIB = 2**30
 

@@ -172,9 +172,10 @@ def attention_flops(shape: Shape, pairs: float) -> float | None:
     return 4.0 * pairs * shape.heads * shape.head_dim * shape.layers
 
 
-def causal_pairs(tokens: int) -> int:
-    """(query, key) pairs of one causal document of `tokens` tokens."""
-    return tokens * (tokens + 1) // 2
+def causal_pairs(tokens: int, window: int | None = None) -> int:
+    """(query, key) pairs of one causal document; a window bounds the keys that a query sees."""
+    hidden = max(0, tokens - window) if window is not None else 0
+    return (tokens * (tokens + 1) - hidden * (hidden + 1)) // 2
 
 
 def lora_parameters(shape: Shape, lora: Lora) -> int | None:
@@ -182,7 +183,8 @@ def lora_parameters(shape: Shape, lora: Lora) -> int | None:
 
     None where the targets are named one by one, or the layers are not ours to count.
     """
-    if lora.targets != ("all-linear",) or shape.arch != "dense":
+    fused = shape.family == "Phi" and not shape.gated_decoder  # one layer for q, k, v
+    if lora.targets != ("all-linear",) or shape.arch != "dense" or fused:
         return None
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     ends = [(shape.hidden, queries), (shape.hidden, keys), (shape.hidden, keys)]
@@ -202,25 +204,26 @@ def training_flops(
     head = shape.vocab * shape.hidden
     forward = 2.0 * tokens * (counts.products + head) + attention
     tuning = next((t for t in techniques if isinstance(t, Full | Freeze | Lora)), Full())
+    reached = 1.0
     match tuning:
         case Full():
-            trained, reached = counts.products + head, 1.0
+            trained = through = counts.products + head
         case Freeze(last_layers=last):
             layers = counts.layers[-min(last, shape.layers) :]
             trained, reached = sum(layer.products for layer in layers), len(layers) / shape.layers
+            through = trained + head
         case Lora() as lora:
             adapters = lora_parameters(shape, lora)
             if adapters is None:
                 return None
-            trained, reached = adapters, 1.0
+            trained, through = adapters, counts.products + head + adapters
             forward += 2.0 * tokens * adapters
-    through = counts.products * reached + head + (trained if isinstance(tuning, Lora) else 0)
     return forward + 2.0 * tokens * (through + trained) + 2.0 * attention * reached
 
 
 def prefill_flops(shape: Shape, batch: int, context: int) -> float | None:
     """FLOPs to fill a cache with `batch` prompts of `context` tokens and give one logit row."""
-    attention = attention_flops(shape, batch * causal_pairs(context))
+    attention = attention_flops(shape, batch * causal_pairs(context, shape.sliding_window))
     if attention is None:
         return None
     layers = 2.0 * batch * context * parameters(shape).products
@@ -229,7 +232,7 @@ def prefill_flops(shape: Shape, batch: int, context: int) -> float | None:
 
 def decode_flops(shape: Shape, batch: int, context: float) -> float | None:
     """FLOPs of one decode step when `context` tokens (the new one included) are visible."""
-    attention = attention_flops(shape, batch * context)
+    attention = attention_flops(shape, batch * min(context, shape.sliding_window or context))
     if attention is None:
         return None
     head = shape.vocab * shape.hidden

@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+CAPTURE_CALLS = 3
+"""How often `capture` runs a step before it records it."""
+
 
 class Device(NamedTuple):
     """A torch device and its capabilities."""
@@ -48,7 +51,7 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):
+        for _ in range(CAPTURE_CALLS):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -93,6 +96,14 @@ def to_device(tensor: Tensor, device: Device) -> Tensor:
     if device.is_cpu:
         return tensor
     return tensor.pin_memory().to(device.torch, non_blocking=True)
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor holds; a quantized one with its scales and zero points."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
 from efficientllm.journal import Story
 from efficientllm.readings import last_line
 from efficientllm.record import Outcome, PointResult
+
+MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def left_over(outcome: Outcome, points: tuple[int, ...], story: Story) -> tuple[int, ...] | None:
@@ -27,13 +30,31 @@ def overall(outcome: Outcome, points: tuple[PointResult, ...]) -> Outcome:
     return points[0].outcome
 
 
-def death(status: int, story: Story, folder: Path) -> Outcome:
-    """A worker that ended without a word: by which signal, and its last line."""
+def death(status: int, story: Story, folder: Path, *, out_of_memory: bool = False) -> Outcome:
+    """A worker that ended without a word: by which signal, and its last line.
+
+    `out_of_memory`: the kernel has ended a process for memory while this one ran.
+    """
+    if status == -signal.SIGKILL and out_of_memory:
+        reason = "the host ran out of memory: the kernel ended the process"
+        return Outcome(status="out_of_memory", phase=story.phase_now, reason=reason)
     if status < 0:
         name = signal.Signals(-status).name
-        killer = " (the kernel ends a process so when memory runs out)" if status == -9 else ""
-        return Outcome(status="crash", phase=story.phase_now, reason=f"killed by {name}{killer}")
+        return Outcome(status="crash", phase=story.phase_now, reason=f"killed by {name}")
     lines = last_line(folder / "stderr")
     return Outcome(
         status="crash", phase=story.phase_now, reason=f"exit status {status}: {lines}"[:500]
     )
+
+
+def memory_kills() -> int:
+    """Processes that the kernel has ended for memory: in this control group, or on this host."""
+    for path in MEMORY_EVENTS:
+        try:
+            text = path.read_text("ascii")
+        except OSError:
+            continue
+        found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
+        if found:
+            return int(found.group(1))
+    return 0

@@ -50,6 +50,7 @@ def main() -> None:
         importlib.import_module(name)
     _tell({"ready": True, "device_files": open_device_files()})
     _serve()
+    os._exit(0)  # there is nothing to tidy up, and unloading torch takes more than a second
 
 
 def open_device_files() -> list[str]:
@@ -89,19 +90,19 @@ def _serve() -> None:
 
 def _fork(request: dict[str, Any]) -> int:
     sys.stdout.flush()
-    pid = os.fork()
+    server, pid = os.getpid(), os.fork()
     if pid == 0:
-        _become_worker(Path(request["folder"]))
+        _become_worker(Path(request["folder"]), server)
     _tell({"folder": request["folder"], "pid": pid})
     return pid
 
 
-def _become_worker(folder: Path) -> None:
+def _become_worker(folder: Path, server: int) -> None:
     """In the child: own process group, own output files, no way back to the server."""
     code = 1
     try:
         os.setsid()
-        die_with_parent(os.getppid())
+        die_with_parent(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for stream, name in ((0, os.devnull), (1, folder / "stdout"), (2, folder / "stderr")):

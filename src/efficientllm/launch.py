@@ -13,16 +13,16 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from efficientllm import clock, journal, machine, processes
-from efficientllm.endings import death, left_over, overall
+from efficientllm.endings import left_over, overall
 from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
-from efficientllm.processes import ForkServer, FreshInterpreter, Worker
+from efficientllm.processes import ForkServer, FreshInterpreter
 from efficientllm.readings import mean_power, read_notes, read_readings
 from efficientllm.record import Outcome, Reading, Record, Trial
 from efficientllm.spec.case import Case
@@ -30,9 +30,11 @@ from efficientllm.spec.model import Product
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.workload import Probe
 from efficientllm.store import Lease, Store, StoreError, require_space
+from efficientllm.watch import Listener, watch
 
 SPACE_BYTES = 1 << 30
-POLL_S = 1.0
+IDLE_PROTOCOL = Protocol(profile="standard")
+"""Its window is the 10 s that idle power is taken over."""
 
 
 class Interrupted(BaseException):
@@ -41,18 +43,6 @@ class Interrupted(BaseException):
     def __init__(self, sign: int) -> None:
         super().__init__(signal.Signals(sign).name)
         self.sign = sign
-
-
-class Progress(NamedTuple):
-    """What a running trial is doing."""
-
-    phase: str
-    window: str
-    done: int
-    total: int
-
-
-Listener = Callable[[Progress], None]
 
 
 class Launcher:
@@ -94,13 +84,13 @@ class Launcher:
         """Device files that the fork server holds open; any would poison its forks."""
         return list(self._server.device_files) if self._server is not None else []
 
-    def measure_idle(self, seconds: float = 10.0) -> None:
-        """Board power with an open context and nothing to do, once a run."""
+    def measure_idle(self) -> None:
+        """Board power with an open context and nothing to do, for 10 s, once a run."""
         if self.gpu is None or self.idle_power_w is not None:
             return
-        probe = Probe(check="idle", seconds=seconds)
+        probe = Probe(check="idle")
         case = Case.model_validate({"model": "none", "workload": probe.model_dump()})
-        record = self.run(Planned(case, 0, 0), Protocol(profile="quick"), keep=False)
+        record = self.run(Planned(case, 0, 0), IDLE_PROTOCOL, keep=False)
         self.idle_power_w = mean_power(record) if record is not None else None
 
     def run(
@@ -116,6 +106,7 @@ class Launcher:
 
         Raises Interrupted after recording, when the user wants to stop.
         """
+        self._stop_if_asked()
         require_space(self.store.root, self._space_bytes)
         name = f"{planned.case.case_id}-{planned.round}-{self.machine.name}"
         lease = self.store.lease(name)
@@ -128,9 +119,12 @@ class Launcher:
             record = self._trial(planned, protocol, suite, listener, folder)
             if keep and planned.purpose == "measure":
                 self.store.put(record)
+        self._stop_if_asked()
+        return record
+
+    def _stop_if_asked(self) -> None:
         if self._asked_to_stop:
             raise Interrupted(self._asked_to_stop[0])
-        return record
 
     def _exists(self, trial: Trial) -> bool:
         return self.store.path_of(self.machine.name, trial).exists()
@@ -141,9 +135,10 @@ class Launcher:
         folder = self.store.work / f"trial-{os.getpid()}-{clock.now_ns()}"
         try:
             folder.mkdir(parents=True)
+            yield folder
         except OSError as error:
-            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
-        yield folder
+            reason = error.strerror or error
+            raise StoreError(f"{folder}: the trial cannot be run there ({reason})") from error
         shutil.rmtree(folder, ignore_errors=True)
 
     def _trial(
@@ -169,8 +164,6 @@ class Launcher:
             readings += read_readings(part)
             notes |= stories[-1].notes | read_notes(part, alive=alive)
             left = left_over(outcome, left, stories[-1])
-        if stories[-1].phase_now == "keep" and outcome.status != "ok":
-            shutil.rmtree(self._product_folder(planned), ignore_errors=True)
         resolved = {k: v for story in stories for k, v in story.resolved.items()}
         if self.idle_power_w is not None:
             resolved["idle_power_w"] = round(self.idle_power_w, 2)
@@ -228,40 +221,23 @@ class Launcher:
         uuid = self.gpu.uuid if self.gpu else None
         sampler = processes.start_sampler(folder, worker.pid, uuid, self._environment)
         try:
-            outcome = self._watch(worker, folder, listener)
+            outcome = watch(worker, folder, listener, self._asked_to_stop)
         finally:
             alive = processes.stop_sampler(sampler)
+            processes.end_group(worker.pid)
         return outcome, alive
 
     def _starter(self, protocol: Protocol) -> ForkServer | FreshInterpreter:
         if protocol.fresh_interpreters:
             return FreshInterpreter(self._environment)
+        if self._server is not None and not self._server.alive:
+            self._server.close()
+            self._server = None
         if self._server is None:
             self.store.work.mkdir(parents=True, exist_ok=True)
             errors = self.store.work / f"forkserver-{os.getpid()}.log"
             self._server = ForkServer(self._environment, errors)
         return self._server
-
-    def _watch(self, worker: Worker, folder: Path, listener: Listener) -> Outcome:
-        """Sleep until the worker has ended, is late, or is to be stopped."""
-        told, deadline, story = -1, None, journal.read(folder)
-        while (status := worker.wait(POLL_S)) is None:
-            if self._asked_to_stop:
-                processes.end(worker)
-                sign = signal.Signals(self._asked_to_stop[0]).name
-                return Outcome(status="interrupted", reason=f"stopped by {sign}")
-            size = _size(folder / journal.JOURNAL)
-            if size != told:
-                told, story = size, journal.read(folder)
-                listener(_progress(story))
-                deadline = story.deadline_ns
-            if deadline is not None and clock.now_ns() > deadline:
-                processes.end(worker)
-                return Outcome(status="timeout", phase=story.phase_now, reason="took too long")
-        story = journal.read(folder)
-        if story.outcome is not None:
-            return story.outcome
-        return death(status, story, folder)
 
 
 def _trial_of(planned: Planned, suite: str) -> Trial:
@@ -294,15 +270,3 @@ def _beating(lease: Lease) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _progress(story: journal.Story) -> Progress:
-    now = story.progress
-    return Progress(story.phase_now, now.get("window", ""), now.get("done", 0), now.get("total", 0))

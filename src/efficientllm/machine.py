@@ -15,7 +15,7 @@ import platform
 import re
 import secrets
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -231,23 +231,35 @@ def _git(root: Path, *arguments: str) -> str:
 def memory_bytes() -> int:
     """Memory this process may use: the machine's, or less where a control group says so."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(path).read_text("ascii").strip()
-        except OSError:
-            continue
-        if limit.isdigit():
-            total = min(total, int(limit))
-    return total
+    return min([total, *_memory_limits(_CONTROL_GROUPS, Path("/proc/self/cgroup"))])
+
+
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+def _memory_limits(root: Path, own: Path) -> Iterator[int]:
+    """Limits of this process's control group and of all above it (version 2), or the one of v1."""
+    inside = _first_line(own, r"0::/(.*)") or "."
+    folders = [root / inside, *(root / inside).parents]
+    files = [folder / "memory.max" for folder in folders if folder.is_relative_to(root)]
+    for path in (*files, root / "memory" / "memory.limit_in_bytes"):
+        if limit := _first_line(path, r"(\d+)"):
+            yield int(limit)
+
+
+def _first_line(path: Path, pattern: str) -> str:
+    """What the pattern's group matches as a whole line of a file; empty when nothing does."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^{pattern}$", text, re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        return platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found.group(1).strip() if found else platform.machine()
+    name = _first_line(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)")
+    return name.strip() or platform.machine()
 
 
 def _slug(text: str) -> str:
@@ -269,12 +281,14 @@ def _salted(identity: str) -> str:
 def _salt() -> str:
     folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "efficientllm"
     path = folder / "salt"
+    temporary = path.with_name(f"salt.{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="ascii") as file:
-            file.write(secrets.token_hex(16))
-    except FileExistsError:
-        pass
+        if not path.exists():
+            temporary.write_text(secrets.token_hex(16), "ascii")
+            with suppress(FileExistsError):  # whole or not at all: two first runs agree on one
+                os.link(temporary, path)
+            temporary.unlink()
+        return path.read_text("ascii")
     except OSError:
         return platform.node()
-    return path.read_text("ascii")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, is_local
 from efficientllm.spec.suite import Suite
 from efficientllm.spec.text import Files
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 CHECKPOINT_FILES = (".safetensors", ".json", ".py", ".model", ".txt")
 
 
@@ -81,13 +83,23 @@ def _pin_text(text: Files) -> Files:
 def hub_commit(source: str) -> str:
     """The commit of `id` or `id@revision`: from the hub, or from its cache when offline."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     name, _, revision = source.partition("@")
-    if len(revision) == 40:
+    if _COMMIT.fullmatch(revision):
         return revision
     try:
         return str(HfApi().model_info(name, revision=revision or None, timeout=20).sha)
+    except HFValidationError as error:
+        raise SpecError(f"model: {source!r} is neither a folder nor a hub id: {error}") from error
+    except RevisionNotFoundError as error:
+        raise SpecError(f"model: {name}: the hub has no revision {revision!r} of it") from error
     except GatedRepoError as error:
         raise SpecError(_gated(name)) from error
     except RepositoryNotFoundError as error:
@@ -116,12 +128,15 @@ def _cached_commit(name: str, revision: str) -> str:
 
     folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs"
     try:
-        return (folder / (revision or "main")).read_text("ascii").strip()
-    except OSError as error:
+        commit = (folder / (revision or "main")).read_text("ascii").strip()
+    except (OSError, ValueError):
+        commit = ""
+    if not _COMMIT.fullmatch(commit):
         raise SpecError(
             f"model: {name}: the hub cannot be reached and it is not in the cache; fetch it where"
             f" there is a network: efficientllm fetch generate model={name}"
-        ) from error
+        )
+    return commit
 
 
 def _digest_of(path: Path, suffixes: tuple[str, ...]) -> str:

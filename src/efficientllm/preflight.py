@@ -17,7 +17,7 @@ def wait_for_memory(gpu: machine.Gpu | None) -> dict[str, str]:
     while True:
         now = next((card for card in machine.gpus() if card.uuid == gpu.uuid), None)
         if now is None:
-            return {"device": "NVML does not show the card any more"}
+            raise machine.DeviceError(f"GPU {gpu.number} ({gpu.product}) is not there any more")
         small = now.foreign_bytes < SMALL_SHARE * now.memory_bytes
         if small or clock.seconds_since(start) > MEMORY_WAIT_S:
             break
@@ -25,4 +25,5 @@ def wait_for_memory(gpu: machine.Gpu | None) -> dict[str, str]:
     if now.foreign_bytes <= SEEN_BYTES:
         return {}
     gib = now.foreign_bytes / 2**30
-    return {"shared_device": f"{gib:.2f} GiB of the card were in use before the trial"}
+    note = "shared_device" if now.foreign_bytes < machine.SMALL_PROCESS_BYTES else "crowded_device"
+    return {note: f"{gib:.2f} GiB of the card were in use before the trial"}

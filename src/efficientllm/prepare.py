@@ -15,7 +15,7 @@ import torch
 from efficientllm.clock import sleep
 from efficientllm.device import Device, pin_attention
 from efficientllm.journal import Task
-from efficientllm.models.checkpoint import build_model, local_folder
+from efficientllm.models.checkpoint import build_model, tokenizer_folder
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
@@ -158,7 +158,7 @@ def _vocabulary(case: Case, task: Task, model: Any) -> Vocabulary:
     spec, rows = case.model, int(model.get_input_embeddings().weight.shape[0])
     named = getattr(spec, "tokenizer", "auto")
     if isinstance(spec, Checkpoint):
-        vocabulary = load_vocabulary(local_folder(spec))
+        vocabulary = load_vocabulary(tokenizer_folder(spec))
     elif isinstance(spec, Product):
         vocabulary = load_vocabulary(Path(task.parent_weights))
     elif named != "auto":
@@ -236,7 +236,7 @@ def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
         return None, "not asked for"
     if isinstance(spec, Training) and spec.budget_steps is None:
         return None, "NOT_TRAINED: the case declares no steps or tokens"
-    if isinstance(spec, Generate) and case.random_weights:
+    if not isinstance(spec, Pretrain) and case.random_weights:
         return None, "random weights: cost only"
     assert assembly.vocabulary is not None
     build.model.eval()

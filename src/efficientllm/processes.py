@@ -101,8 +101,17 @@ class ForkServer:
                 env=environment,
                 start_new_session=True,
             )
-        hello = self._message("ready", START_LIMIT_S)
+        try:
+            hello = self._message("ready", START_LIMIT_S)
+        except CannotStart:
+            self.close()
+            raise
         self.device_files: list[str] = hello["device_files"]
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still fork; its workers die with it."""
+        return self._process.poll() is None
 
     def start(self, folder: Path) -> Worker:
         """Fork a worker for a trial folder."""
@@ -224,17 +233,15 @@ def end(worker: Worker) -> int | None:
             os.killpg(worker.pid, sign)
         status = worker.wait(patience)
         if status is not None:
-            _kill_group(worker.pid)
+            end_group(worker.pid)
             return status
     return None
 
 
-def _kill_group(group: int) -> None:
-    """Whatever a dead worker left behind in its group."""
-    try:
+def end_group(group: int) -> None:
+    """End whatever a dead worker left behind in its process group."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def start_sampler(

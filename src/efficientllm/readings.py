@@ -31,7 +31,7 @@ def read_readings(folder: Path) -> list[Reading]:
         series.append(
             Reading(
                 meter=head["meter"],
-                device="gpu" if head["device"] != "host" else "host",
+                device=head["device"],
                 scope=head["scope"],
                 t_ns=tuple(row[0] for row in whole),
                 columns=columns,

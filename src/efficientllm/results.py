@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -13,6 +13,7 @@ from efficientllm.analysis.compare import Comparison, compare
 from efficientllm.analysis.table import Row, rows
 from efficientllm.metrics import Ceiling, Unmeasured, View
 from efficientllm.record import Record
+from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.store import Store
 
@@ -73,7 +74,10 @@ def _newest_of_each(found: list[Row]) -> list[Row]:
 
 
 def load(*places: str | Path) -> Results:
-    """Records from stores (folders) and published files (.jsonl); missing folders are empty."""
+    """Records from stores (folders) and published files (.jsonl); missing folders are empty.
+
+    A record whose case this version cannot read is left out and named, never half shown.
+    """
     records: list[Record] = []
     bad: list[str] = []
     for place in map(Path, places):
@@ -83,7 +87,23 @@ def load(*places: str | Path) -> Results:
             store = Store(place)
             records += [entry.record for entry in store.entries()]
             bad += [reason.strip() for _, reason in store.quarantined()]
-    return Results(tuple(records), tuple(bad))
+    readable = _readable({r.trial.case_id: r.case for r in records})
+    bad += sorted({f"{r.key}: {m}" for r in records if (m := readable[r.trial.case_id])})
+    return Results(tuple(r for r in records if not readable[r.trial.case_id]), tuple(bad))
+
+
+def _readable(cases: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """For each case id, why its case cannot be read; empty where it can."""
+    found = {}
+    for case_id, case in cases.items():
+        try:
+            Case.model_validate(case)
+            found[case_id] = ""
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            found[case_id] = f"its case cannot be read by this version: {where}: {problem['msg']}"
+    return found
 
 
 def read_published(path: Path) -> list[Record]:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from efficientllm import clock
 from efficientllm.analysis.table import precise
-from efficientllm.launch import Launcher, Listener
+from efficientllm.launch import Launcher
 from efficientllm.machine import Gpu
 from efficientllm.plan import Blocked, Planned, Round, Shelf, env_id, next_round
 from efficientllm.record import Machine, Outcome, Record, Trial
 from efficientllm.spec.suite import Suite
 from efficientllm.store import Store
+from efficientllm.watch import Listener
 
 WAIT_S = 1.0
 

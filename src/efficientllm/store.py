@@ -8,29 +8,26 @@
 A record is written once, by the one process that holds the lease of its (case, round):
 to a temporary file in the same directory, flushed to the disk, linked under its name
 (which fails if the name is taken), and the directory flushed. A kill at any moment
-leaves a whole record or none.
+leaves a whole record or none. A file that is no record, or that lies where it does not
+belong, is moved to quarantine; symbolic links are not followed out of the store.
 
-Two processes agree through lease files made with O_EXCL. A lease names its holder; it is
-stale when that process is known dead on this boot, or when its heartbeat is older than
-two minutes (another machine on a shared disk).
+Two processes agree through leases (`lease.py`).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from efficientllm import clock
+from efficientllm.lease import Lease as Lease
+from efficientllm.lease import take
 from efficientllm.record import CorruptRecord, Record, Trial, from_bytes, to_bytes
 
-STALE_SECONDS = 120.0
 _RESERVED = ("artifacts", "quarantine", "work")
 
 
@@ -89,9 +86,14 @@ class Store:
     def put(self, record: Record) -> Path:
         """Write a record for good; StoreError if it cannot be, or if its name is taken."""
         path = self.path_of(record.machine.name, record.trial)
+        if _linked(path):
+            raise StoreError(f"{path}: a symbolic link leads out of the store; remove it")
         try:
+            new = not path.parent.exists()
             path.parent.mkdir(parents=True, exist_ok=True)
             write_once(path, to_bytes(record))
+            for folder in (path.parents[1], path.parents[2]) if new else ():
+                flush_folder(folder)
         except OSError as error:
             raise StoreError(_disk_message(path, error)) from error
         return path
@@ -101,7 +103,7 @@ class Store:
         folder = self.work / "leases"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return _take(folder / f"{safe_name(name)}.json")
+            return take(folder / f"{safe_name(name)}.json")
         except OSError as error:
             raise StoreError(_disk_message(folder, error)) from error
 
@@ -116,42 +118,37 @@ class Store:
 
     def _load(self, paths: Iterable[Path]) -> Iterator[Entry]:
         for path in paths:
+            if _linked(path):
+                continue
             try:
-                yield Entry(from_bytes(path.read_bytes()), path)
+                yield Entry(self._read(path), path)
             except FileNotFoundError:
                 continue
             except CorruptRecord as error:
                 self._quarantine(path, str(error))
+            except OSError as error:
+                raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+
+    def _read(self, path: Path) -> Record:
+        record = from_bytes(path.read_bytes())
+        if self.path_of(record.machine.name, record.trial) != path:
+            raise CorruptRecord("a record of something else: it does not belong under this name")
+        return record
 
     def _quarantine(self, path: Path, reason: str) -> None:
+        """Move a file away; another process that reads the same store may be faster."""
         folder = self.root / "quarantine"
-        folder.mkdir(exist_ok=True)
-        name = f"{path.parent.name[:16]}-{path.stem}-{clock.now_ns()}"
-        (folder / f"{name}.reason").write_text(f"{path.name}: {reason}\n", "utf-8")
-        path.replace(folder / f"{name}.json")
-
-
-class Lease:
-    """A held lease; `beat` keeps it alive, `release` gives it back."""
-
-    def __init__(self, path: Path, holder: dict[str, Any]) -> None:
-        self.path = path
-        self._holder = holder
-
-    def beat(self) -> None:
-        self._holder["beat"] = clock.wall_unix()
-        temporary = self.path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(self._holder), "utf-8")
-        temporary.replace(self.path)
-
-    def release(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+        target = folder / f"{path.parent.name[:16]}-{path.stem}-{os.getpid()}-{clock.now_ns()}.json"
+        try:
+            folder.mkdir(exist_ok=True)
+            path.replace(target)
+            target.with_suffix(".reason").write_text(f"{path.name}: {reason}\n", "utf-8")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(
+                f"{path}: {reason}, and it cannot be moved ({error.strerror})"
+            ) from error
 
 
 def safe_name(name: str) -> str:
@@ -197,80 +194,14 @@ def require_space(root: Path, needed_bytes: int) -> None:
         )
 
 
+def _linked(path: Path) -> bool:
+    """Whether a record's file, or a folder between it and the store's root, is a link."""
+    return any(part.is_symlink() for part in (path, *path.parents[:2]))
+
+
 def _disk_message(path: Path, error: OSError) -> str:
     if error.errno == errno.EEXIST:
         return f"{path}: there is a record already, and records are never replaced"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full; nothing was changed, make room and run again"
     return f"{path}: cannot be written ({error.strerror})"
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """When a process began, in clock ticks since boot; tells a reused pid from the old one."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _take(path: Path) -> Lease | None:
-    holder = {
-        "boot": _boot_id(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-        "beat": clock.wall_unix(),
-    }
-    with _one_at_a_time(path.parent):
-        if path.exists() and not _is_stale(path):
-            return None
-        path.unlink(missing_ok=True)
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                json.dump(holder, file)
-        except FileExistsError:  # a host of a shared disk without locks was faster
-            return None
-    return Lease(path, holder)
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Judge and replace a lease without another process of this host in between.
-
-    The lock falls with its process. Where the disk has no locks, O_EXCL still decides
-    who takes a free lease; only two hosts breaking the same stale one could collide.
-    """
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-        yield
-
-
-def _is_stale(path: Path) -> bool:
-    try:
-        holder = json.loads(path.read_text("utf-8"))
-        age = clock.wall_unix() - float(holder["beat"])
-    except FileNotFoundError:
-        return True
-    except (ValueError, KeyError, TypeError):
-        # Being written this instant, or left half-written by a kill.
-        return _age(path) > 10.0
-    if holder.get("boot") == _boot_id() and holder["boot"]:
-        return bool(_started(int(holder["pid"])) != holder.get("started"))
-    return age > STALE_SECONDS
-
-
-def _age(path: Path) -> float:
-    try:
-        return clock.wall_unix() - path.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")

@@ -12,9 +12,12 @@ Only here do models, techniques, workloads and meters meet.
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -146,7 +149,7 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
         return empty.model_copy(update={"outcome": outcome, "memory": setting.memory.peaks()})
     finally:
         if isinstance(work, Train):
-            setting.log.write("losses", values=[x for x in work.losses() if x == x][:65536])
+            setting.log.write("losses", values=[x for x in work.losses() if math.isfinite(x)])
         if work is not None:
             work.close()
 
@@ -180,13 +183,30 @@ def _after(setting: Setting, assembly: Assembly) -> Outcome:
         log.write("note", key="quality", reason=reason)
     if setting.task.product_folder and assembly.build is not None:
         log.limit(LOAD_LIMIT_S, "keeping the trained weights")
-        with log.phase("keep"):
-            folder = Path(setting.task.product_folder)
+        with log.phase("keep"), _whole(Path(setting.task.product_folder)) as folder:
             merge_adapters(assembly.build)
             sha256 = save_checkpoint(assembly.build.model, folder)
             assembly.save_vocabulary(folder)
             log.write("product", sha256=sha256, disk_bytes=disk_bytes(folder))
     return Outcome()
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name only when everything is in it.
+
+    What continues from the weights looks for that name, so a kill in the middle of saving
+    leaves no weights rather than half of them.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -1,39 +1,25 @@
 """Validity: what may be wrong with a number, found in the record itself.
 
 `invalid` values stay in the store and on the page and are never ranked. `warn` is for the
-reader to weigh. `info` says under which condition a number holds. Thresholds that are
-judgement rather than physics are named here, once.
+reader to weigh. `info` says under which condition a number holds. What the meters saw is
+judged in `metering`, the work and its conditions here.
 """
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
 
+from efficientllm.analysis import metering
+from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.stats import autocorrelation
 from efficientllm.cost import kv_bytes_per_token
 from efficientllm.metrics import BY_KEY, Unmeasured, View
-from efficientllm.metrics.energy import integral, window_energy
-from efficientllm.metrics.view import mean_over
-from efficientllm.record import Reading, Window
+from efficientllm.metrics.energy import window_energy
+from efficientllm.record import Window
 from efficientllm.spec.protocol import Protocol
 
-Level = Literal["info", "warn", "invalid"]
-
-_HW_SLOWDOWN = 0x08 | 0x40 | 0x80
-_SW_THERMAL = 0x20
-_POWER_CAP = 0x04
-
-
-class Flag(NamedTuple):
-    """One remark: its code, how bad it is, what it concerns, and why."""
-
-    code: str
-    level: Level
-    about: Literal["all", "energy", "quality"]
-    text: str
+__all__ = ["Flag", "flags"]
 
 
 def flags(view: View) -> list[Flag]:
@@ -119,104 +105,11 @@ def _impossible(view: View) -> Iterator[Flag]:
             yield Flag("IMPOSSIBLE", "invalid", "all", f"{key} is {value:.2f}; above 1 is an error")
 
 
-def _energy_sources(view: View) -> Iterator[Flag]:
-    window, power = view.main_window, view.series("power")
-    energy = window_energy(view, window)
-    if isinstance(window, Unmeasured) or isinstance(energy, Unmeasured):
-        if isinstance(energy, Unmeasured) and "backwards" in energy.reason:
-            yield Flag("ENERGY_COUNTER", "invalid", "energy", energy.reason)
-        return
-    if power is not None and energy.source == "energy counter":
-        other = integral(power, window.start_ns, window.end_ns)
-        if other is not None and energy.joules > 0:
-            off = abs(other - energy.joules) / energy.joules
-            if off > 0.05:
-                level: Level = "invalid" if off > 0.15 else "warn"
-                text = f"the counter and the integral of power differ by {off:.0%}"
-                yield Flag("ENERGY_DISAGREE", level, "energy", text)
-    if energy.source == "integral of instant power":
-        yield Flag("ENERGY_INTEGRATED", "warn", "energy", "no counter: power was integrated")
-
-
-def _power_plausible(view: View) -> Iterator[Flag]:
-    watts, limit = BY_KEY["aec_w"](view), view.record.machine.power_limit_w
-    if isinstance(watts, Unmeasured):
-        return
-    if limit and watts > 1.05 * limit:
-        level: Level = "invalid" if watts > 1.1 * limit else "warn"
-        text = f"{watts:.0f} W on average, above the limit of {limit:.0f} W"
-        yield Flag("POWER_RANGE", level, "energy", text)
-    idle = view.record.resolved.get("idle_power_w")
-    if idle and watts < 0.9 * idle:
-        text = f"{watts:.0f} W on average, below the idle power of {idle:.0f} W"
-        yield Flag("POWER_RANGE", "invalid", "energy", text)
-    yield from _idle_drift(view, idle)
-
-
-def _idle_drift(view: View, idle: float | None) -> Iterator[Flag]:
-    power = view.series("power")
-    phase = next((p for p in view.record.phases if p.name == "idle"), None)
-    if not idle or power is None or phase is None:
-        return
-    before = mean_over(power, "power_w", phase.start_ns, phase.end_ns)
-    if before is not None and abs(before - idle) > 0.1 * idle:
-        level: Level = "invalid" if abs(before - idle) > 0.3 * idle else "warn"
-        text = f"idle was {before:.0f} W before this trial, {idle:.0f} W at the start of the run"
-        yield Flag("IDLE_DRIFT", level, "energy", text)
-
-
-def _sampling(view: View) -> Iterator[Flag]:
-    if "sampler" in view.record.notes:
-        yield Flag("SAMPLER_DIED", "warn", "energy", view.record.notes["sampler"])
-    window, power = view.main_window, view.series("power")
-    if power is None or isinstance(window, Unmeasured):
-        return
-    times = [t for t in power.t_ns if window.start_ns <= t <= window.end_ns]
-    gaps = [(b - a) / 1e9 for a, b in itertools.pairwise(times)]
-    if gaps and max(gaps) > 0.5:
-        level: Level = "invalid" if max(gaps) > 3 else "warn"
-        text = f"power was not sampled for {max(gaps):.1f} s"
-        yield Flag("SAMPLE_GAP", level, "energy", text)
-
-
-def _throttling(view: View) -> Iterator[Flag]:
-    window, clocks = view.main_window, view.series("clocks")
-    if clocks is None or isinstance(window, Unmeasured):
-        return
-    rows = _inside(clocks, window)
-    reasons = [int(row["reasons"]) for row in rows if row["reasons"] is not None]
-    for mask, code, bad in (
-        (_HW_SLOWDOWN, "THROTTLE_HW", 0.01),
-        (_SW_THERMAL, "THROTTLE_HEAT", 0.05),
-    ):
-        share = sum(bool(r & mask) for r in reasons) / len(reasons) if reasons else 0.0
-        if share:
-            level: Level = "invalid" if share > bad else "warn"
-            yield Flag(code, level, "all", f"the card slowed itself down in {share:.0%} of samples")
-    capped = sum(bool(r & _POWER_CAP) for r in reasons) / len(reasons) if reasons else 0.0
-    if capped > 0.05:
-        text = f"clocks were lowered to keep the power limit in {capped:.0%} of samples"
-        yield Flag("POWER_CAPPED", "info", "all", text)
-    heat = [row["temperature_c"] for row in rows if row["temperature_c"] is not None]
-    if heat and max(heat) > 85:
-        yield Flag("HOT", "warn", "all", f"{max(heat):.0f} degrees C")
-    speeds = [row["sm_mhz"] for row in rows if row["sm_mhz"]]
-    if speeds and min(speeds) < 0.75 * max(speeds):
-        text = f"SM clock between {min(speeds):.0f} and {max(speeds):.0f} MHz inside the window"
-        yield Flag("CLOCK_UNSTEADY", "warn", "all", text)
-
-
-def _inside(reading: Reading, window: Window) -> list[dict[str, float | None]]:
-    return [
-        {name: column[i] for name, column in reading.columns.items()}
-        for i, t in enumerate(reading.t_ns)
-        if window.start_ns <= t <= window.end_ns
-    ]
-
-
-def _sharing(view: View) -> Iterator[Flag]:
-    if "shared_device" in view.record.notes:
-        yield Flag("SHARED_DEVICE", "warn", "all", view.record.notes["shared_device"])
+def _allocator(view: View) -> Iterator[Flag]:
+    retries = view.point.memory.get("alloc_retries")
+    if retries:
+        text = f"the allocator had to free its cache and try again {retries} times"
+        yield Flag("OOM_RETRY", "warn", "all", text)
 
 
 def _reach(view: View) -> Iterator[Flag]:
@@ -244,7 +137,7 @@ def _cache_size(view: View) -> Iterator[Flag]:
 def _conditions(view: View) -> Iterator[Flag]:
     record = view.record
     build = record.build
-    if build is not None and build.weights == "random" and view.stage == "generate":
+    if build is not None and build.weights == "random" and view.stage != "pretrain":
         text = "random weights: cost only, no quality"
         yield Flag("COST_ONLY", "info", "quality", text)
     if record.notes.get("quality", "").startswith("NOT_TRAINED"):
@@ -267,11 +160,8 @@ _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _steadiness,
     _clocks_agree,
     _requests_add_up,
-    _energy_sources,
-    _power_plausible,
-    _sampling,
-    _throttling,
-    _sharing,
+    *metering.CHECKS,
+    _allocator,
     _reach,
     _cache_size,
     _conditions,

@@ -7,6 +7,9 @@ The verdict rests on the interval of the ratio B / A:
     no difference         at least three pairs, interval inside the band
     ambiguous             anything else
 
+Counts (bytes of weights, of the cache, bits per parameter) do not scatter: one trial a
+side decides, and any difference is one.
+
 Comparisons of unequal work are refused with the difference named.
 """
 
@@ -150,6 +153,9 @@ def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Lin
     first, second = (cell.interval for cell in cells)
     if first is None or second is None:
         return None
+    invalid = any(cell.invalid for cell in cells)
+    if first.basis == second.basis == "exact":
+        return _exact(metric, first.value, second.value, len(pairs), invalid=invalid)
     ratios = [
         y / x
         for one, two in pairs
@@ -163,11 +169,25 @@ def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Lin
     low, high = ratio_interval(ratios, looked=_looked(a) or _looked(b))
     ratio = math.exp(float(np.log(ratios).mean()))
     verdict, why = _verdict(metric, low, high, len(ratios))
-    if any(cell.invalid for cell in cells):
+    if invalid:
         verdict, why = "ambiguous", "one side is invalid"
     elif metric.kind == "quality" and a.record.scores is not None:
         verdict, why = _quality(metric, a, b, verdict, why)
     return Line(metric, first.value, second.value, ratio, low, high, len(ratios), verdict, why)
+
+
+def _exact(metric: Metric, a: float, b: float, pairs: int, *, invalid: bool) -> Line | None:
+    """The line of two counts; None where the ratio would divide by nothing."""
+    if a <= 0 or b <= 0:
+        return None
+    ratio, verdict = b / a, _direction(metric, up=b > a) if a != b else "no difference"
+    if invalid:
+        return Line(metric, a, b, ratio, ratio, ratio, pairs, "ambiguous", "one side is invalid")
+    return Line(metric, a, b, ratio, ratio, ratio, pairs, verdict, "counted")
+
+
+def _direction(metric: Metric, *, up: bool) -> Verdict:
+    return "better" if up == (metric.better == "higher") else "worse"
 
 
 def _looked(row: Row) -> bool:
@@ -188,10 +208,9 @@ def _verdict(
     metric: Metric, low: float | None, high: float | None, pairs: int
 ) -> tuple[Verdict, str]:
     if low is None or high is None:
-        return "ambiguous", f"{pairs} pairs; three are needed (protocol=standard)"
+        return "ambiguous", f"{pairs} of the three pairs of trials it takes (protocol=standard)"
     if low > 1 + BAND or high < 1 - BAND:
-        up = low > 1
-        return ("better" if up == (metric.better == "higher") else "worse"), ""
+        return _direction(metric, up=low > 1), ""
     if low > 1 - BAND and high < 1 + BAND:
         return "no difference", ""
     return "ambiguous", "the interval touches the band of 2 %"

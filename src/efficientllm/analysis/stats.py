@@ -30,7 +30,7 @@ PERCENTILE_NEEDS = {50: 1, 90: 64, 95: 130, 99: 662}
 """Samples that a percentile needs: so many that the true one is exceeded with 99 %
 confidence (MLPerf LoadGen's early-stopping counts for one sample above)."""
 
-Basis = Literal["trials", "within-run", "text", "none"]
+Basis = Literal["trials", "within-run", "text", "exact", "none"]
 
 
 class Interval(NamedTuple):
@@ -48,6 +48,13 @@ class Interval(NamedTuple):
         if self.low is None or self.high is None or not self.value:
             return None
         return (self.high - self.low) / 2 / abs(self.value)
+
+
+def counted(values: Sequence[float]) -> Interval | None:
+    """A count that every trial agrees on; None where they do not, for then it was no count."""
+    if any(value != values[0] for value in values):
+        return None
+    return Interval(values[0], None, None, len(values), "exact")
 
 
 def over_trials(values: Sequence[float], *, looked: bool) -> Interval:
@@ -102,7 +109,9 @@ def autocorrelation(samples: Sequence[float]) -> float | None:
         return None
     centred = values - values.mean()
     variance = float((centred**2).sum())
-    return float((centred[1:] * centred[:-1]).sum()) / variance if variance else None
+    if variance <= (1e-9 * float(values.mean())) ** 2 * len(values):
+        return None  # equal but for rounding
+    return float((centred[1:] * centred[:-1]).sum()) / variance
 
 
 def percentile(samples: Sequence[float], q: int) -> float | None:

@@ -11,6 +11,7 @@ from efficientllm.analysis.checks import Flag, flags
 from efficientllm.analysis.stats import (
     BLOCKS,
     Interval,
+    counted,
     over_documents,
     over_trials,
     within_run,
@@ -75,8 +76,15 @@ class Row:
         return outcome.reason or self.record.outcome.reason
 
     @property
-    def random_weights(self) -> bool:
+    def cost_only(self) -> bool:
+        """Whether nothing about quality follows from this row: nobody trained its weights.
+
+        Pretraining starts from random weights by definition; there it is the missing
+        budget that makes a row cost only.
+        """
         build = self.record.build
+        if self.case.stage == "pretrain":
+            return self.record.scores is None
         return build is not None and build.weights == "random"
 
     @cached_property
@@ -121,6 +129,9 @@ class Row:
             flag.level == "invalid" and (flag.about in ("all", about) or energy_key)
             for flag in self.flags
         )
+        exact = counted(numbers) if metric.kind == "exact" else None
+        if exact is not None:
+            return Cell(exact, invalid=invalid)
         protocol = Protocol.model_validate(self.record.protocol)
         interval = over_trials(numbers, looked=protocol.trials is None)
         if interval.low is None:

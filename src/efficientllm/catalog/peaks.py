@@ -58,12 +58,16 @@ def declared(path: Path) -> Peak:
 
 
 def peak_of(product: str) -> Peak | None:
-    """The entry whose name is the longest whole-word part of a product name."""
+    """The entry whose name ends a product name, in whole words.
+
+    What follows a name makes another card of it: a 4090 D or Laptop, a GH200 144G, a slice
+    of a MIG device. Those have peaks of their own, or none here.
+    """
     found = [
         (len(name), peak)
         for peak in peaks()
         for name in peak.match
-        if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w])", product)
+        if re.search(rf"(?<![\w-]){re.escape(name)}$", product)
     ]
     return max(found, key=lambda pair: pair[0])[1] if found else None
 

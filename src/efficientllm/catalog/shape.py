@@ -164,8 +164,19 @@ _MOE = {"mixtral", "qwen3_moe"}
 def shape_from_config(config: dict[str, Any], name: str) -> Shape | None:
     """The shape in a checkpoint's `config.json`; None for families without formulas here."""
     kind = config.get("model_type")
-    if kind not in _DENSE | _MOE:
+    mixed = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
+    if kind not in _DENSE | _MOE or mixed:
         return None
+    try:
+        return _shape(config, name, kind)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        what = error.args[0] if isinstance(error, KeyError) else type(error).__name__
+        raise SpecError(
+            f"model: {name}: its config.json is not a {kind} model's ({what})"
+        ) from error
+
+
+def _shape(config: dict[str, Any], name: str, kind: str) -> Shape:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None

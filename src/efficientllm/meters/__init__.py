@@ -6,7 +6,7 @@ says how often that is worth doing. The allocator's own counters are read in the
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class Meter(Protocol):
@@ -14,7 +14,11 @@ class Meter(Protocol):
 
     @property
     def name(self) -> str:
-        """What is read, the same for every kind of device."""
+        """What is measured, the same for every kind of device."""
+
+    @property
+    def device(self) -> Literal["gpu", "host"]:
+        """What is read."""
 
     @property
     def scope(self) -> str:

@@ -18,7 +18,7 @@ it usually needs rights that a container does not give.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from efficientllm.meters import MeterGone
 
@@ -29,6 +29,7 @@ class EnergyCounter:
     """The board's own energy counter, in joules, noted at the moments it moves."""
 
     name = "energy"
+    device: Literal["gpu"] = "gpu"
     columns = ("energy_j",)
     period_s = 0.005
 
@@ -52,6 +53,7 @@ class InstantPower:
     """Power now, in watts, where the driver has the instant field."""
 
     name = "power"
+    device: Literal["gpu"] = "gpu"
     columns = ("power_w",)
     period_s = 0.05
 
@@ -72,20 +74,24 @@ class InstantPower:
 
 
 class Rapl:
-    """Energy of one CPU package (or its memory) in joules, unwrapped."""
+    """Energy of one CPU package in joules, unwrapped."""
 
+    name = "rapl"
+    device: Literal["host"] = "host"
     columns = ("energy_j",)
     period_s = 0.05
 
     def __init__(self, zone: Path) -> None:
         self._zone = zone
-        self.name = "rapl"
         self.scope = (zone / "name").read_text("ascii").strip()
         self._wrap = int((zone / "max_energy_range_uj").read_text("ascii"))
         self._base, self._last = 0, self._microjoules()
 
     def read(self) -> tuple[float | None, ...] | None:
-        now = self._microjoules()
+        try:
+            now = self._microjoules()
+        except OSError as error:
+            raise MeterGone(f"RAPL: {error.strerror}") from error
         if now < self._last:
             self._base += self._wrap
         self._last = now
@@ -96,17 +102,19 @@ class Rapl:
 
 
 def rapl_zones() -> tuple[list[Rapl], str]:
-    """Readable RAPL packages, and why there are none."""
-    zones = sorted(RAPL.glob("intel-rapl:?")) + sorted(RAPL.glob("amd-rapl:?"))
-    if not zones:
-        return [], "this machine shows no RAPL counters"
+    """Readable RAPL packages, and why there are none.
+
+    `psys`, the whole platform, stands beside the packages and contains them.
+    """
     readable: list[Rapl] = []
-    for zone in zones:
+    for zone in sorted(RAPL.glob("intel-rapl:?")) + sorted(RAPL.glob("amd-rapl:?")):
         try:
-            readable.append(Rapl(zone))
+            package = Rapl(zone)
         except OSError as error:
             return [], f"RAPL is there but cannot be read ({error.strerror})"
-    return readable, ""
+        if package.scope.startswith("package"):
+            readable.append(package)
+    return readable, "" if readable else "this machine shows no RAPL counters"
 
 
 def power_scope(nvml: Any, handle: Any) -> str:

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from efficientllm.machine import memory_v2
 from efficientllm.meters import MeterGone
@@ -25,6 +25,7 @@ class DeviceMemory:
     """Bytes in use on the card, all processes."""
 
     name = "device_memory"
+    device: Literal["gpu"] = "gpu"
     scope = "device"
     columns = ("used_bytes",)
     period_s = 0.1
@@ -44,6 +45,7 @@ class ProcessMemory:
     """Resident bytes of one process."""
 
     name = "process_memory"
+    device: Literal["host"] = "host"
     scope = "process"
     columns = ("resident_bytes",)
     period_s = 0.1
@@ -72,6 +74,7 @@ class AllocatorMemory:
 
         if self._device.type != "cpu":
             torch.accelerator.reset_peak_memory_stats(self._device)
+            torch.accelerator.reset_accumulated_memory_stats(self._device)
         try:
             Path("/proc/self/clear_refs").write_text("5", "ascii")
         except OSError:
@@ -92,10 +95,12 @@ class AllocatorMemory:
         host = _status_bytes(Path("/proc/self/status"), "VmHWM:")
         if self._device.type == "cpu":
             return {"peak_allocated": None, "peak_reserved": None, "host_peak_rss": host}
+        retries = torch.accelerator.memory_stats(self._device).get("num_alloc_retries", 0)
         return {
             "peak_allocated": int(torch.accelerator.max_memory_allocated(self._device)),
             "peak_reserved": int(torch.accelerator.max_memory_reserved(self._device)),
             "host_peak_rss": host,
+            "alloc_retries": int(retries),
         }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,34 +26,39 @@ from efficientllm.meters.energy import EnergyCounter, InstantPower, rapl_zones
 from efficientllm.meters.memory import DeviceMemory, ProcessMemory
 from efficientllm.meters.utilization import Clocks, Gpm
 
+LINGER_S = 0.25
+"""How long counters are read on after the end: a window that ends with the trial needs the
+counter's next step."""
+
 _NVML_METERS = (EnergyCounter, InstantPower, DeviceMemory, Gpm, Clocks)
 
 
 class Output:
     """Lines of `[meter, t_ns, value, ...]`, headed by what each meter is."""
 
-    def __init__(self, file: IO[str], device: str) -> None:
-        self._file, self._device = file, device
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
 
     def head(self, index: int, meter: Meter) -> None:
         self._line(
             {
                 "index": index,
                 "meter": meter.name,
-                "device": self._device if meter.scope != "process" else "host",
+                "device": meter.device,
                 "scope": meter.scope,
                 "columns": meter.columns,
             }
         )
 
     def row(self, index: int, t_ns: int, values: tuple[float | None, ...]) -> None:
-        self._line([index, t_ns, *values])
+        """Note one reading; what a driver answers without being a number is not there."""
+        self._line([index, t_ns, *(v if v is None or math.isfinite(v) else None for v in values)])
 
     def note(self, key: str, reason: str) -> None:
         self._line({"note": key, "reason": reason})
 
     def _line(self, value: Any) -> None:
-        self._file.write(json.dumps(value) + "\n")
+        self._file.write(json.dumps(value, allow_nan=False) + "\n")
         self._file.flush()
 
 
@@ -70,7 +76,10 @@ def open_meters(uuid: str | None, pid: int, stack: ExitStack) -> tuple[list[Mete
         n = stack.enter_context(nvml())
     except NoNvml as error:
         return meters, notes | {"nvml": str(error)}
-    handle = n.nvmlDeviceGetHandleByUUID(uuid)
+    try:
+        handle = n.nvmlDeviceGetHandleByUUID(uuid)
+    except n.NVMLError as error:
+        return meters, notes | {"nvml": f"NVML does not show this card ({error})"}
     for kind in _NVML_METERS:
         try:
             meters.append(kind(n, handle))
@@ -80,12 +89,17 @@ def open_meters(uuid: str | None, pid: int, stack: ExitStack) -> tuple[list[Mete
 
 
 def sample(meters: list[Meter], output: Output, stopped: list[bool]) -> None:
-    """Read each meter at its own period until told to stop."""
-    start = clock.now_ns()
+    """Read each meter at its own period until told to stop, and counters a little longer."""
+    start, end = clock.now_ns(), 0
+    linger_ns = round(LINGER_S * 1e9) if any("energy_j" in m.columns for m in meters) else 0
     due = dict.fromkeys(range(len(meters)), start)
     for index, meter in enumerate(meters):
         output.head(index, meter)
-    while due and not stopped:
+    while due:
+        if stopped and not end:
+            end = clock.now_ns() + linger_ns
+        if end and clock.now_ns() >= end:
+            return
         index = min(due, key=due.__getitem__)
         wait = (due[index] - clock.now_ns()) / 1e9
         if wait > 0:
@@ -116,7 +130,7 @@ def main() -> None:
     stopped: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     with ExitStack() as stack, (arguments.out / READINGS).open("a", encoding="utf-8") as file:
-        output = Output(file, arguments.uuid or "host")
+        output = Output(file)
         meters, notes = open_meters(arguments.uuid, arguments.pid, stack)
         for key, reason in notes.items():
             output.note(key, reason)

@@ -8,7 +8,7 @@ thread or a million: the paper's PCU is built on it, so it is kept, under its ow
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from efficientllm.meters import MeterGone
 
@@ -17,6 +17,7 @@ class Gpm:
     """SM, tensor and DRAM activity as shares of 0 to 1 since the last read."""
 
     name = "gpm"
+    device: Literal["gpu"] = "gpu"
     scope = "device"
     columns = ("sm_active", "tensor_active", "dram_active")
     period_s = 0.25
@@ -54,6 +55,7 @@ class Clocks:
     """SM clock, temperature, reasons for a lowered clock (a bit mask), any-kernel share."""
 
     name = "clocks"
+    device: Literal["gpu"] = "gpu"
     scope = "device"
     columns = ("sm_mhz", "temperature_c", "reasons", "busy_share")
     period_s = 0.2

@@ -17,6 +17,9 @@ from efficientllm.metrics.view import Ceiling, Unmeasured, Value, View
 __all__ = ["METRICS", "BY_KEY", "Ceiling", "Metric", "Unmeasured", "Value", "View"]  # noqa: RUF022
 
 Better = Literal["higher", "lower", ""]
+Kind = Literal["time", "energy", "sampled", "fixed", "exact", "quality"]
+"""What scatters: times, joules and samples do; `exact` is counted, and one trial knows it."""
+
 TRAIN = ("pretrain", "finetune")
 GENERATE = ("generate",)
 ALL = (*TRAIN, *GENERATE)
@@ -33,7 +36,7 @@ class Metric:
     stages: tuple[str, ...]
     formula: Callable[[View], Value]
     symbol: str = ""
-    kind: Literal["time", "energy", "sampled", "fixed", "quality"] = "fixed"
+    kind: Kind = "fixed"
 
     @property
     def definition(self) -> str:
@@ -53,7 +56,7 @@ def _row(
     unit: str,
     better: Better,
     stages: tuple[str, ...],
-    kind: Literal["time", "energy", "sampled", "fixed", "quality"] = "fixed",
+    kind: Kind = "fixed",
     symbol: str = "",
 ) -> Metric:
     return Metric(formula.__name__, label, unit, better, stages, formula, symbol, kind)
@@ -73,12 +76,12 @@ METRICS: tuple[Metric, ...] = (
     _row(memory.peak_reserved_gib, "peak reserved", "GiB", "lower", ALL),
     _row(memory.device_used_gib, "device used", "GiB", "lower", ALL, "sampled"),
     _row(memory.host_peak_rss_gib, "host peak", "GiB", "lower", ALL),
-    _row(memory.weights_gib, "weights", "GiB", "lower", ALL),
-    _row(memory.gradients_gib, "gradients", "GiB", "lower", TRAIN),
-    _row(memory.optimizer_gib, "optimizer", "GiB", "lower", TRAIN),
+    _row(memory.weights_gib, "weights", "GiB", "lower", ALL, "exact"),
+    _row(memory.gradients_gib, "gradients", "GiB", "lower", TRAIN, "exact"),
+    _row(memory.optimizer_gib, "optimizer", "GiB", "lower", TRAIN, "exact"),
     _row(memory.activations_gib, "activations", "GiB", "lower", ALL),
-    _row(memory.kv_cache_gib, "cache", "GiB", "lower", GENERATE),
-    _row(memory.kv_bytes_per_token, "cache per token", "B", "lower", GENERATE),
+    _row(memory.kv_cache_gib, "cache", "GiB", "lower", GENERATE, "exact"),
+    _row(memory.kv_bytes_per_token, "cache per token", "B", "lower", GENERATE, "exact"),
     _row(energy.energy_j, "energy of the window", "J", "", ALL, "sampled"),
     _row(energy.j_per_token, "energy per token", "J", "lower", ALL, "energy"),
     _row(energy.net_j_per_token, "energy per token above idle", "J", "lower", ALL, "energy"),
@@ -96,12 +99,13 @@ METRICS: tuple[Metric, ...] = (
     _row(quality.bits_per_byte, "bits per byte", "bit/B", "lower", ALL, "quality"),
     _row(quality.final_loss, "final training loss", "nat", "lower", TRAIN, "quality"),
     _row(quality.quality_retained, "quality retained", "share", "higher", GENERATE, "quality"),
-    _row(quality.size_ratio, "size ratio", "", "higher", GENERATE),
-    _row(quality.bits_per_param, "bits per parameter", "bit", "lower", ALL),
+    _row(quality.size_ratio, "size ratio", "", "higher", GENERATE, "exact"),
+    _row(quality.size_ratio_disk, "size ratio on disk", "", "higher", GENERATE, "exact"),
+    _row(quality.bits_per_param, "bits per parameter", "bit", "lower", ALL, "exact"),
     _row(quality.mcr, "compression ratio with quality", "", "higher", GENERATE, "quality", "MCR"),
-    _row(quality.total_params, "parameters", "", "", ALL),
-    _row(quality.trainable_params, "trained parameters", "", "", TRAIN),
-    _row(quality.active_params, "active parameters", "", "", ALL),
+    _row(quality.total_params, "parameters", "", "", ALL, "exact"),
+    _row(quality.trainable_params, "trained parameters", "", "", TRAIN, "exact"),
+    _row(quality.active_params, "active parameters", "", "", ALL, "exact"),
     _row(memory.amu_gib, "mean memory in use", "GiB", "lower", ALL, "sampled", "AMU"),
     _row(memory.amu_share, "mean memory in use, share", "share", "lower", ALL, "sampled", "AMU"),
     _row(compute.pcu_busy_share, "busy share", "share", "", ALL, "sampled", "PCU"),

@@ -20,17 +20,16 @@ from efficientllm.spec.workload import Generate, Training
 _NO_FORMULA = "no FLOP formula for this family here"
 
 
-def multiplied_dtype(case: Case, tf32: str = "highest") -> str:
-    """The type that the matrix units multiply."""
+def multiplied_dtype(case: Case, tf32: str = "highest", activations: str = "bf16") -> str:
+    """The type that the matrix units multiply; a model left as it is stored: its activations'."""
+    if any(isinstance(technique, Int8Dynamic) for technique in case.technique):
+        return "int8"
     if isinstance(case.workload, Training):
-        compute = case.workload.precision.compute
-        return "tf32" if compute == "float32" and tf32 != "highest" else compute
-    for technique in case.technique:
-        if isinstance(technique, Int8Dynamic):
-            return "int8"
-        if isinstance(technique, Cast):
-            return technique.kind
-    return "bf16"
+        compute: str = case.workload.precision.compute
+    else:
+        casts = (t.kind for t in case.technique if isinstance(t, Cast))
+        compute = next(casts, activations)
+    return "tf32" if compute == "float32" and tf32 != "highest" else compute
 
 
 def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Window] | Unmeasured:
@@ -71,7 +70,12 @@ def _peak_flops(view: View) -> Value:
         return Unmeasured("a CPU has no datasheet peak here")
     if view.peak is None:
         return Unmeasured(f"no peak known for {view.record.machine.device}; declare one: --peaks")
-    dtype = multiplied_dtype(view.case, str(view.record.resolved.get("tf32", "highest")))
+    resolved = view.record.resolved
+    dtype = multiplied_dtype(
+        view.case,
+        tf32=str(resolved.get("tf32", "highest")),
+        activations=str(resolved.get("activations", "bf16")),
+    )
     flops = view.peak.flops(dtype)
     return Unmeasured(f"{view.peak.id} states no {dtype} peak") if flops is None else flops
 

@@ -10,6 +10,7 @@ windows shorter than 2 s or 20 steps have no energy here. Joules carry their sco
 from __future__ import annotations
 
 import itertools
+import operator
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ from efficientllm.record import Reading, Window
 
 MIN_SECONDS = 2.0
 MIN_TICKS = 20
+
+_BACKWARDS = "the energy counter went backwards"
+_STUCK = "the energy counter did not move during the window"
+COUNTER_FAULTS = frozenset({_BACKWARDS, _STUCK})
+"""Reasons that speak against the counter itself, not against the window."""
 
 
 class Energy(NamedTuple):
@@ -36,35 +42,49 @@ def window_energy(view: View, window: Window | Unmeasured) -> Energy | Unmeasure
         return Unmeasured(f"window of {window.seconds:.2g} s: energy needs {MIN_SECONDS:.0f} s")
     counter = view.series("energy")
     if counter is not None:
-        return _from_counter(counter, window, "energy counter")
-    packages = [r for r in view.record.readings if r.meter == "rapl"]
-    if packages:
-        return _from_packages(packages, window)
+        found = _from_counter(counter, window, "energy counter")
+        if isinstance(found, Unmeasured) and counter.t_ns[-1] < window.end_ns:
+            return view.note("energy", "sampler", default=found.reason)
+        return found
     power = view.series("power")
     if power is not None:
         joules = integral(power, window.start_ns, window.end_ns)
         if joules is not None:
             return Energy(joules, power.scope, "integral of instant power")
-    if view.record.machine.device_kind == "cpu":
-        return view.note("rapl", default="no energy counter on this machine")
-    return view.note("energy", "nvml", "sampler", default="the card counts no energy")
+    if view.record.machine.device_kind != "cpu":  # a CPU's joules never stand for a card's
+        return view.note("energy", "nvml", "sampler", default="the card counts no energy")
+    packages = _packages(view, window)
+    if packages:
+        return _from_packages(packages, window)
+    return view.note("rapl", default="no energy counter on this machine")
 
 
 def _from_counter(counter: Reading, window: Window, source: str) -> Energy | Unmeasured:
     # The first reading is the level found, not a step: its moment means nothing.
     times, values = counter.t_ns[1:], counter.columns["energy_j"][1:]
     levels = [value for value in values if value is not None]
-    if len(levels) != len(values) or any(b < a for a, b in itertools.pairwise(levels)):
-        return Unmeasured("the energy counter went backwards")
+    if len(levels) != len(values) or any(map(operator.gt, levels, levels[1:])):
+        return Unmeasured(_BACKWARDS)
     inside = bisect_right(times, window.end_ns) - bisect_left(times, window.start_ns)
     if not times or not inside:
-        return Unmeasured("the energy counter did not move during the window")
+        return Unmeasured(_STUCK)
     if times[0] > window.start_ns or times[-1] < window.end_ns:
-        return Unmeasured("the sampler does not cover the window")
+        return Unmeasured("the energy counter was not read over the whole window")
     if inside < MIN_TICKS:
         return Unmeasured(f"{inside} steps of the energy counter: {MIN_TICKS} are needed")
     start, end = (_at(times, levels, t) for t in (window.start_ns, window.end_ns))
     return Energy(end - start, counter.scope, source)
+
+
+def _packages(view: View, window: Window) -> list[Reading]:
+    """One series for each package; a trial of several processes has one from every process."""
+    found: dict[str, Reading] = {}
+    for reading in view.record.readings:
+        if reading.meter == "rapl" and reading.t_ns:
+            covers = reading.t_ns[0] <= window.start_ns <= reading.t_ns[-1]
+            if covers or reading.scope not in found:
+                found[reading.scope] = reading
+    return list(found.values())
 
 
 def _from_packages(packages: list[Reading], window: Window) -> Energy | Unmeasured:

@@ -67,6 +67,16 @@ def size_ratio(view: View) -> Value:
     return build.reference_bytes / sum(build.bytes_by_kind.values())
 
 
+def size_ratio_disk(view: View) -> Value:
+    """Bytes of the unquantized model in bf16 / bytes of the model's file, metadata included."""
+    build = view.record.build
+    if build is None or build.reference_bytes is None:
+        return Unmeasured("no model was built")
+    if not build.disk_bytes:
+        return Unmeasured("the model was too large to be serialized for this")
+    return build.reference_bytes / build.disk_bytes
+
+
 def bits_per_param(view: View) -> Value:
     """Bits held / logical parameters of the unquantized model."""
     build = view.record.build

@@ -26,12 +26,15 @@ from efficientllm.catalog.shape import (
     shape_named,
 )
 from efficientllm.models import huggingface
-from efficientllm.models.decoder import Decoder
+from efficientllm.models.decoder import Decoder, beyond_decoder
 from efficientllm.record import Unsupported
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, Model, Product, is_local
 
 TOKENIZER = "tokenizer.json"
+ADAPTER = "adapter_config.json"
 INIT_STD = 0.02
+_UNNEEDED = ("lm_head.weight", "rotary_emb.inv_freq")
+"""Stored tensors to pass over: a head that is tied, and angles that are computed."""
 
 
 def build_model(
@@ -115,17 +118,20 @@ def _fill(model: PreTrainedModel, seed: int) -> None:
 def _load(
     folder: Path, spec: Checkpoint, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, Shape | None]:
-    """Weights from a folder, through our decoder where it knows the family."""
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
+    """Weights from a folder, through our decoder where it computes what the family computes."""
+    if (folder / ADAPTER).exists():
         return _load_adapter(folder, spec, device, dtype)
     config = read_config(folder)
-    _refuse_pickles(folder)
+    _refuse_pickles(folder, "*.safetensors")
     _refuse_code(config, spec)
     shape = shape_from_config(config, spec.source or folder.name)
-    plain = shape is not None and shape.gated_decoder and "quantization_config" not in config
+    other = beyond_decoder(config)
+    plain = shape is not None and shape.gated_decoder and not other
     if spec.implementation == "decoder" and not plain:
-        raise Unsupported(f"{spec.source}: our decoder cannot load it; use implementation: auto")
+        because = f" ({other})" if other else ""
+        raise Unsupported(
+            f"{spec.source}: our decoder cannot load it{because}; use implementation: auto"
+        )
     if plain and spec.implementation != "transformers":
         assert shape is not None
         return _load_decoder(folder, shape, device, dtype or _stored_dtype(folder)), shape
@@ -151,33 +157,76 @@ def _load_decoder(
         with safe_open(path, "pt", device=str(device)) as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 if name in parameters:
-                    with torch.no_grad():
-                        parameters[name].copy_(file.get_tensor(name))
+                    _fill_from(file, name, parameters[name])
                     missing.discard(name)
+                elif not name.endswith(_UNNEEDED):
+                    raise Unsupported(
+                        f"{folder}: our decoder has no place for {name}; use"
+                        " implementation: transformers"
+                    )
     if missing:
         raise Unsupported(f"{folder}: no weights for {', '.join(sorted(missing)[:3])}")
     return model
 
 
+@torch.no_grad()
+def _fill_from(file: Any, name: str, parameter: torch.Tensor) -> None:
+    stored = file.get_tensor(name)
+    if stored.shape != parameter.shape:
+        raise Unsupported(
+            f"{name} is stored as {tuple(stored.shape)}; the configuration asks for"
+            f" {tuple(parameter.shape)}"
+        )
+    parameter.copy_(stored)
+
+
 def _load_adapter(
     folder: Path, spec: Checkpoint, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[PreTrainedModel, Shape | None]:
+    """The base model with the adapter merged into it."""
     from peft import PeftModel
 
-    base = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    source = str(base.get("base_model_name_or_path") or "")
-    base_spec = Checkpoint(source=source, implementation=spec.implementation)
-    model, shape = _load(local_folder(base_spec), base_spec, device, dtype)
-    adapted = PeftModel.from_pretrained(model, folder, use_safetensors=True)
-    return adapted.merge_and_unload(), shape
+    _refuse_pickles(folder, "adapter_model.safetensors")  # peft would load one without a word
+    base = _base_of(folder, spec)
+    base_folder = local_folder(base)
+    if (base_folder / ADAPTER).exists():
+        raise Unsupported(f"{folder}: an adapter for an adapter ({base.source}); merge that first")
+    model, shape = _load(base_folder, base, device, dtype)
+    try:
+        return PeftModel.from_pretrained(model, folder).merge_and_unload(), shape
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise Unsupported(f"{folder}: this adapter cannot be merged: {first}") from error
+
+
+def _base_of(folder: Path, spec: Checkpoint) -> Checkpoint:
+    """The model that an adapter was trained beside."""
+    config = json.loads((folder / ADAPTER).read_text("utf-8"))
+    source = str(config.get("base_model_name_or_path") or "")
+    if not source:
+        raise Unsupported(f"{folder}: {ADAPTER} names no base model")
+    return Checkpoint(source=source, implementation=spec.implementation)
+
+
+def tokenizer_folder(spec: Checkpoint) -> Path:
+    """Where a checkpoint's tokenizer is; adapters often leave it beside their base model."""
+    folder = local_folder(spec)
+    if (folder / TOKENIZER).exists() or not (folder / ADAPTER).exists():
+        return folder
+    return local_folder(_base_of(folder, spec))
 
 
 def _safetensors(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    """The weight files, as transformers finds them; some folders hold a second set beside."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.exists():
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return sorted(folder / Path(name).name for name in names)
+    return [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
 
 
-def _refuse_pickles(folder: Path) -> None:
-    if _safetensors(folder):
+def _refuse_pickles(folder: Path, wanted: str) -> None:
+    if any(folder.glob(wanted)):
         return
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
     if pickles:
@@ -185,7 +234,7 @@ def _refuse_pickles(folder: Path) -> None:
             f"{folder}: {pickles[0]} is a pickle, and loading a pickle runs it; convert the weights"
             " to safetensors"
         )
-    raise Unsupported(f"{folder}: no *.safetensors there")
+    raise Unsupported(f"{folder}: no {wanted} there")
 
 
 def _refuse_code(config: dict[str, Any], spec: Checkpoint) -> None:

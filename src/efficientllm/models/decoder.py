@@ -171,5 +171,23 @@ def _restart(index: Tensor, documents: Documents) -> Tensor:
     return index - documents.offsets[which].to(index.dtype)
 
 
+def beyond_decoder(config: dict[str, Any]) -> str:
+    """What a configuration of the Llama, Mistral or Qwen families asks for beyond this decoder."""
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    asked = {
+        "quantized weights": "quantization_config" in config,
+        "another activation": config.get("hidden_act", "silu") not in ("silu", "swish"),
+        "biases in the feed-forward": bool(config.get("mlp_bias")),
+        "a bias behind attention": bool(config.get("attention_bias"))
+        and config.get("model_type") != "qwen2",
+        "rotary scaling": rope.get("rope_type", rope.get("type", "default"))
+        not in ("default", "llama3"),
+        "partial rotary": (rope.get("partial_rotary_factor") or 1.0) != 1.0
+        or (config.get("partial_rotary_factor") or 1.0) != 1.0,
+        "sliding windows": bool(config.get("use_sliding_window")),
+    }
+    return ", ".join(name for name, present in asked.items() if present)
+
+
 AutoConfig.register(DecoderConfig.model_type, DecoderConfig)
 AutoModelForCausalLM.register(DecoderConfig, Decoder)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.position import Documents
@@ -76,10 +77,22 @@ class Transformers:
         return head
 
     def new_cache(self, batch: int, slots: int) -> Any:
+        name = type(self.model).__name__
         if not getattr(self.model, "_can_compile_fullgraph", False):
-            name = type(self.model).__name__
             raise Unsupported(f"{name} has no static cache in transformers: no generation here")
-        return StaticCache(config=self.model.config, max_cache_len=slots)
+        cache = StaticCache(config=self.model.config, max_cache_len=slots)
+        for index, layer in enumerate(cache.layers):
+            # A window that never fills is plain attention. Its own layer counts in Python, and
+            # that count cannot be set back for the next prompt.
+            if isinstance(layer, StaticSlidingWindowLayer) and layer.max_cache_len == slots:
+                cache.layers[index] = StaticLayer(slots)
+        other = next((type(c).__name__ for c in cache.layers if type(c) is not StaticLayer), None)
+        if other is not None:
+            raise Unsupported(
+                f"{name}: the {other} of transformers cannot start over: no generation here at"
+                f" {slots} positions"
+            )
+        return cache
 
     def cache_tensors(self, cache: Any) -> list[Tensor]:
         return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

@@ -1,61 +1,53 @@
-"""Which metrics are shown first, and how a number is written.
+"""Which metrics are shown first, in which unit, and how a number is written.
 
 Plain metrics come first (tokens/s, J/token, peak GiB, quality); the paper's symbols stand
-below them, all the rest after that.
+below them, all the rest after that. Inside, values are in base units; a column of small
+ones is shown in milliseconds, MiB or mJ, and says so in its heading.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from efficientllm.analysis.table import Cell, Row
-from efficientllm.metrics import METRICS, Metric
+from efficientllm.metrics import BY_KEY, METRICS, Metric
 
+_MEMORY = ("peak_allocated_gib", "host_peak_rss_gib")
 FIRST: dict[str, tuple[str, ...]] = {
     "pretrain": (
         "train_tokens_per_s",
         "step_p50_s",
         "mfu",
         "j_per_token",
-        "memory",
+        *_MEMORY,
         "bits_per_byte",
     ),
     "finetune": (
         "train_tokens_per_s",
         "step_p50_s",
+        "mfu",
         "j_per_token",
-        "memory",
+        *_MEMORY,
         "trainable_params",
         "bits_per_byte",
     ),
     "generate": (
         "it_tokens_per_s",
-        "ttft_s",
         "tpot_s",
+        "ttft_s",
+        "mbu",
         "j_per_token",
-        "memory",
+        *_MEMORY,
         "weights_gib",
         "bits_per_byte",
     ),
 }
+_PAPER = ("amu_gib", "pcu_busy_share", "al_s", "aec_w")
 PAPER: dict[str, tuple[str, ...]] = {
-    "pretrain": (
-        "amu_gib",
-        "pcu_busy_share",
-        "al_s",
-        "tt_tokens_per_param_s",
-        "aec_w",
-        "perplexity",
-    ),
-    "finetune": (
-        "amu_gib",
-        "pcu_busy_share",
-        "al_s",
-        "st_samples_per_param_s",
-        "aec_w",
-        "final_loss",
-    ),
-    "generate": ("amu_gib", "pcu_busy_share", "al_s", "it_tokens_per_s", "aec_w", "mcr"),
+    "pretrain": (*_PAPER, "tt_tokens_per_param_s", "perplexity"),
+    "finetune": (*_PAPER, "st_samples_per_param_s", "final_loss"),
+    "generate": (*_PAPER, "it_tokens_per_s", "mcr"),
 }
 STAGES = ("pretrain", "finetune", "generate")
 STAGE_TITLES = {
@@ -63,28 +55,57 @@ STAGE_TITLES = {
     "finetune": "Fine-tuning",
     "generate": "Quantized inference",
 }
+_SMALLER = {"s": (1e3, "ms"), "GiB": (1024.0, "MiB"), "J": (1e3, "mJ")}
+_SMALL = 0.1
+EXACT = 1e-9
+"""Relative half-widths below this are rounding, not scatter."""
+
+
+class Column(NamedTuple):
+    """A metric as it is shown for some rows: values times `factor`, in `unit`."""
+
+    metric: Metric
+    factor: float
+    unit: str
+
+    @property
+    def heading(self) -> str:
+        """`time per output token (ms)`."""
+        return f"{self.metric.label} ({self.unit})" if self.unit else self.metric.label
+
+    def text(self, row: Row) -> str:
+        """The row's value with its half-width, or a dash."""
+        return with_half_width(row.cell(self.metric.key), self.factor)
 
 
 def memory_key(row: Row) -> str:
     """The memory that is shown first: the allocator's peak, or the process on a CPU."""
-    return "host_peak_rss_gib" if row.record.machine.device_kind == "cpu" else "peak_allocated_gib"
+    return _MEMORY[row.record.machine.device_kind == "cpu"]
 
 
-def first_keys(stage: str, rows: list[Row]) -> list[str]:
-    """The first metrics of a stage that at least one row has, `memory` made concrete."""
-    keys = []
-    for key in FIRST[stage]:
-        concrete = (
-            list(dict.fromkeys(memory_key(row) for row in rows)) if key == "memory" else [key]
-        )
-        keys += [k for k in concrete if any(row.cell(k).interval is not None for row in rows)]
-    return keys
+def column(key: str, rows: list[Row]) -> Column:
+    """A metric's column, in a unit that suits the rows."""
+    metric = BY_KEY[key]
+    values = [abs(c.interval.value) for row in rows if (c := row.cell(key)).interval is not None]
+    shown = "" if metric.unit == "share" else metric.unit
+    if metric.unit in _SMALLER and values and max(values) < _SMALL:
+        return Column(metric, *_SMALLER[metric.unit])
+    return Column(metric, 1.0, shown)
+
+
+def first_columns(stage: str, rows: list[Row]) -> list[Column]:
+    """The first metrics of a stage that at least one row has."""
+    keys = [key for key in FIRST[stage] if key not in _MEMORY or _is_shown(key, rows)]
+    return [column(k, rows) for k in keys if any(r.cell(k).interval is not None for r in rows)]
+
+
+def _is_shown(key: str, rows: list[Row]) -> bool:
+    return any(memory_key(row) == key for row in rows)
 
 
 def all_metrics(stage: str) -> list[Metric]:
     """Every metric of a stage: first ones, then the paper's, then the rest."""
-    head = [key for key in FIRST[stage] if key != "memory"]
-    order = {key: i for i, key in enumerate([*head, *PAPER[stage]])}
+    order = {key: i for i, key in enumerate([*FIRST[stage], *PAPER[stage]])}
     known = [metric for metric in METRICS if stage in metric.stages]
     return sorted(known, key=lambda m: order.get(m.key, len(order)))
 
@@ -97,34 +118,34 @@ def number(value: float) -> str:
     if magnitude >= 3:
         return f"{value:,.0f}"
     if magnitude >= -3:
-        return f"{value:.{max(0, 3 - magnitude - 1)}f}"
+        return f"{value:.{max(0, 2 - magnitude)}f}"
     return f"{value:.2e}"
 
 
-def with_half_width(cell: Cell) -> str:
+def with_half_width(cell: Cell, factor: float = 1.0) -> str:
     """`203 ±1`; the value alone where there is no interval; a dash where nothing is."""
     interval = cell.interval
     if interval is None:
         return "-"
+    value = interval.value * factor
     if interval.low is None or interval.high is None:
-        return number(interval.value)
-    half = (interval.high - interval.low) / 2
+        return number(value)
+    half = (interval.high - interval.low) / 2 * factor
+    if half <= abs(value) * EXACT:
+        return number(value)
     decimals = _decimals(half)
-    return f"{interval.value:,.{decimals}f} ±{half:,.{decimals}f}"
+    return f"{value:,.{decimals}f} ±{half:,.{decimals}f}"
 
 
 def _decimals(half_width: float) -> int:
     """Decimals at which an interval's half-width shows one or two digits."""
     if half_width <= 0:
         return 2
-    return max(0, 1 - math.floor(math.log10(half_width)))
+    magnitude = math.floor(math.log10(half_width))
+    leading = half_width / 10**magnitude
+    return max(0, (1 if leading < 2 else 0) - magnitude)
 
 
 def label(row: Row) -> str:
     """The row's case name without its stage."""
     return row.name.removeprefix(f"{row.case.stage}-") or row.name
-
-
-def unit(metric: Metric) -> str:
-    """The unit in parentheses, or nothing for a bare number."""
-    return f" ({metric.unit})" if metric.unit and metric.unit != "share" else ""

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.analysis.table import Row
-from efficientllm.metrics import BY_KEY, METRICS
+from efficientllm.metrics import METRICS
 from efficientllm.record import Record
 from efficientllm.report.columns import (
     STAGE_TITLES,
     STAGES,
-    first_keys,
+    first_columns,
     label,
-    unit,
-    with_half_width,
 )
 
 FORMATS = ("jsonl", "csv", "parquet", "md", "latex")
@@ -169,16 +167,16 @@ def markdown(rows: list[Row]) -> str:
         chosen = [row for row in rows if row.case.stage == stage]
         if not chosen:
             continue
-        keys = first_keys(stage, chosen)
-        heads = ["case", "point", "n", *(BY_KEY[k].label + unit(BY_KEY[k]) for k in keys)]
+        columns = first_columns(stage, chosen)
+        heads = ["case", "point", "n", *(column.heading for column in columns)]
         lines = [f"### {STAGE_TITLES[stage]}", "", _md_row(heads)]
         lines.append(_md_row(["---", "---", *["---:"] * (len(heads) - 2)]))
         for row in chosen:
             marks = "".join(f"<sup>{n}</sup>" for n in notes.marks(row))
-            name = _md_text(label(row)) + (" (random weights)" if row.random_weights else "")
-            cells = [with_half_width(row.cell(key)) for key in keys]
+            name = _md_text(label(row)) + (" (random weights, cost only)" if row.cost_only else "")
+            cells = [column.text(row) for column in columns]
             if row.status != "ok":
-                cells = [row.status, *["-"] * (len(keys) - 1)]
+                cells = [row.status, *["-"] * (len(columns) - 1)]
             lines.append(_md_row([name + marks, row.point, str(len(row.views)), *cells]))
         parts.append("\n".join(lines))
     foot = [f"{i}. {_md_text(text)}" for i, text in enumerate(notes.texts, 1)]
@@ -227,8 +225,8 @@ def latex(rows: list[Row]) -> str:
 
 
 def _latex_stage(stage: str, rows: list[Row]) -> str:
-    notes, keys = _Footnotes(), first_keys(stage, rows)
-    heads = ["case", "point", "$n$", *(_tex(BY_KEY[k].label + unit(BY_KEY[k])) for k in keys)]
+    notes, columns = _Footnotes(), first_columns(stage, rows)
+    heads = ["case", "point", "$n$", *(_tex(column.heading) for column in columns)]
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -240,9 +238,9 @@ def _latex_stage(stage: str, rows: list[Row]) -> str:
     for row in rows:
         marks = ",".join(str(n) for n in notes.marks(row))
         name = _tex(label(row)) + (rf"\textsuperscript{{{marks}}}" if marks else "")
-        cells = [_tex(with_half_width(row.cell(key))) for key in keys]
+        cells = [_tex(column.text(row)) for column in columns]
         if row.status != "ok":
-            cells = [_tex(row.status), *["--"] * (len(keys) - 1)]
+            cells = [_tex(row.status), *["--"] * (len(columns) - 1)]
         lines.append(" & ".join([name, row.point, str(len(row.views)), *cells]) + r" \\")
     caption = f"{STAGE_TITLES[stage]}. {_tex(methods_sentence(rows))}"
     foot = " ".join(rf"\textsuperscript{{{i}}}{_tex(t)}." for i, t in enumerate(notes.texts, 1))

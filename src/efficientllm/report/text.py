@@ -10,16 +10,14 @@ from rich.table import Table
 
 from efficientllm.analysis.compare import Comparison
 from efficientllm.analysis.table import Row
-from efficientllm.metrics import BY_KEY
 from efficientllm.report.columns import (
     PAPER,
     STAGE_TITLES,
     STAGES,
     all_metrics,
-    first_keys,
+    column,
+    first_columns,
     label,
-    unit,
-    with_half_width,
 )
 
 
@@ -32,23 +30,26 @@ def print_rows(console: Console, rows: list[Row]) -> None:
 
 
 def _print_stage(console: Console, stage: str, rows: list[Row]) -> None:
-    keys = first_keys(stage, rows)
+    columns = first_columns(stage, rows)
     several = len({row.point for row in rows}) > 1
     table = Table(title=STAGE_TITLES[stage], title_justify="left", box=None, pad_edge=False)
     table.add_column("case", overflow="fold")
     if several:
         table.add_column("point")
-    for key in keys:
-        metric = BY_KEY[key]
-        table.add_column(f"{metric.label}{unit(metric)}", justify="right")
+    for shown in columns:
+        table.add_column(shown.heading, justify="right")
     table.add_column("flags", overflow="fold")
     for row in rows:
-        name = escape(label(row)) + (" [dim](random weights)[/dim]" if row.random_weights else "")
+        name = escape(label(row)) + (" [dim](cost only)[/dim]" if row.cost_only else "")
         cells = [name, *([row.point] if several else [])]
         if row.status != "ok":
-            cells += [f"[red]{row.status}[/red]", *[""] * (len(keys) - 1), escape(row.reason[:80])]
+            cells += [
+                f"[red]{row.status}[/red]",
+                *[""] * (len(columns) - 1),
+                escape(row.reason[:80]),
+            ]
         else:
-            cells += [with_half_width(row.cell(key)) for key in keys]
+            cells += [shown.text(row) for shown in columns]
             cells.append(" ".join(f.code for f in row.flags if f.level != "info"))
         table.add_row(*cells)
     console.print(table)
@@ -61,8 +62,8 @@ def print_doubts(console: Console, rows: list[Row]) -> None:
         cell.interval.basis
         for row in rows
         if row.status == "ok"
-        for key in first_keys(row.case.stage, [row])
-        if (cell := row.cell(key)).interval is not None
+        for shown in first_columns(row.case.stage, [row])
+        if (cell := row.cell(shown.metric.key)).interval is not None
     }
     if "within-run" in bases:
         console.print(
@@ -88,7 +89,7 @@ def print_record(console: Console, row: Row) -> None:
     console.print(f"case {record.trial.case_id}")
     console.print(f"trials {len(row.views)}, newest {record.key} from {record.started_at}")
     console.print(f"machine {escape(record.machine.name)}")
-    weights = "random weights: cost only" if row.random_weights else "trained weights"
+    weights = "random weights: cost only" if row.cost_only else "trained weights"
     console.print(f"protocol {record.protocol['profile']}, {weights}")
     paper = PAPER[row.case.stage]
     table = Table(box=None, pad_edge=False)
@@ -100,7 +101,8 @@ def print_record(console: Console, row: Row) -> None:
         if cell.interval is None:
             table.add_row(metric.key, f"[dim]null: {escape(cell.reason)}[/dim]", "", "", symbol)
             continue
-        value = with_half_width(cell) + unit(metric)
+        shown = column(metric.key, [row])
+        value = f"{shown.text(row)} {shown.unit}".strip()
         basis = "" if cell.interval.basis == "none" else cell.interval.basis
         table.add_row(metric.key, value, str(cell.interval.n), basis, symbol)
     console.print(table)

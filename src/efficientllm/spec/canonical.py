@@ -6,7 +6,7 @@ canonical JSON text in which
 
 * keys are sorted and every field that equals its default is left out, so that a field
   added later with a default changes no released id (the golden table in
-  `tests/spec/golden_ids.json` holds this);
+  `tests/golden/case_ids.json` holds this);
 * every `kind` carries its `rev`, raised by hand when the meaning of that kind changes;
 * fields marked with `local()` are left out: names and paths say where to look, not what
   was found there. What was found enters as a digest or a commit.
@@ -53,7 +53,7 @@ def canonical(value: Any) -> Any:
         return [canonical(item) for item in value]
     if isinstance(value, dict):
         return {key: canonical(item) for key, item in value.items()}
-    return value
+    return value + 0.0 if isinstance(value, float) else value  # -0.0 is 0.0
 
 
 def _canonical_fields(spec: Spec) -> dict[str, Any]:

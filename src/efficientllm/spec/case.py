@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from efficientllm.spec.canonical import Spec, digest, local
 from efficientllm.spec.model import CatalogShape, Model, Product
@@ -44,10 +44,17 @@ class Point(NamedTuple):
         return f"b{self.batch} c{self.context}"
 
 
+def _printable(name: str) -> str:
+    """Names are shown in terminals and pages: no control characters, no changes of direction."""
+    if not name.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return name
+
+
 class Case(Spec):
     """One thing to measure. Its name and labels are for people, its content is its identity."""
 
-    name: str = local("", max_length=200)
+    name: Annotated[str, AfterValidator(_printable)] = local("", max_length=200)
     model: Model
     technique: Techniques = ()
     workload: Workload

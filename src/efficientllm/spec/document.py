@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
 MAX_DEPTH = 32
+MAX_EVENTS = 20_000
+"""What the parser may meet in one file; more takes it longer than anybody wants to wait."""
 
 _NULL = re.compile(r"^(?:null|Null|NULL|~|)$")
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -40,6 +42,8 @@ class Document(NamedTuple):
 
 def read(path: Path) -> list[Document]:
     """Parse a file; every error names the file."""
+    if path.exists() and not path.is_file():
+        raise SpecError(f"{path}: not a file")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -68,8 +72,10 @@ def parse(text: str, source: str) -> list[Document]:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise SpecError(f"{source}{line}: not YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{source}: not YAML: {error}") from error
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}"
+        sign = f"U+{error.character:04X}"
+        raise SpecError(f"{source}{line}: not YAML: {sign} has no place in a text") from error
     return [_document(node, source) for node in nodes if node is not None]
 
 
@@ -92,8 +98,10 @@ def scalar(text: str) -> Any:
 
 def _refuse_clever_features(text: str, source: str) -> None:
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         line = event.start_mark.line + 1 if event.start_mark else 1
+        if number > MAX_EVENTS:
+            raise SpecError(f"{source}:{line}: more than {MAX_EVENTS} values; divide the file")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise SpecError(f"{source}:{line}: anchors and aliases are not used here; repeat it")
         if tag := getattr(event, "tag", None):

@@ -18,6 +18,7 @@ from efficientllm.spec.canonical import Spec, local
 
 Implementation = Literal["auto", "decoder", "transformers"]
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class MultiHead(Spec):
@@ -57,7 +58,7 @@ class Backbone(Spec):
     """
 
     kind: Literal["backbone"] = "backbone"
-    preset: str = "0.5B"
+    preset: Name = "0.5B"
     attention: Attention = GroupedQuery()
     layers: Size | None = None
     hidden: Size | None = None
@@ -73,7 +74,7 @@ class CatalogShape(Spec):
     """A published architecture at full size with random weights: cost, never quality."""
 
     kind: Literal["shape"] = "shape"
-    name: str
+    name: Name
     implementation: Implementation = "auto"
     tokenizer: str = local("auto", description="a tokenizer.json, or its folder")
     tokenizer_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
@@ -87,7 +88,7 @@ class Checkpoint(Spec):
     """
 
     kind: Literal["checkpoint"] = "checkpoint"
-    source: str = local("", description="a hub id, `id@revision`, or a folder")
+    source: str = local("", max_length=4096, description="a hub id, `id@revision`, or a folder")
     commit: str = Field("", pattern="^([0-9a-f]{40})?$")
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     implementation: Implementation = "auto"

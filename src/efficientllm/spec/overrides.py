@@ -1,7 +1,7 @@
 """`key=value` on the command line: settings, axes and what concerns the suite as a whole.
 
 A comma list is an axis, under `points.` it makes points. `steps=10` means the workload's
-steps, `protocol=standard` the suite's protocol.
+steps, `protocol=standard` and `protocol.trials=5` the suite's protocol.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ def read_overrides(
         key = _shortsplit_key(split_key(text))
         values = _values(value_text, item)
         if key[0] in HEADER:
-            header[str(key[0])] = values[0]
-        elif key[:2] == ("workload", "points"):
+            if len(values) > 1 or len(key) > 1 + (key[0] == "protocol"):
+                raise SpecError(f"{item!r}: {key[0]} is one value for the whole suite")
+            header[dotted(key)] = values[0]
+        elif key[:2] == ("workload", "points") and len(key) > 2:
             settings.append(Setting(key, values, None))
         elif len(values) == 1:
             settings.append(Setting(key, values[0], None))
@@ -68,14 +70,41 @@ def _shortsplit_key(key: Path_) -> Path_:
 def _values(text: str, item: str) -> list[Any]:
     """A comma list outside brackets and quotes; each part is a YAML value."""
     parts = re.findall(r"(?:[^,\[\]{}\"']|\[[^\]]*\]|\{[^}]*\}|\"[^\"]*\"|'[^']*')+", text)
+    if ",".join(parts) != text:
+        raise SpecError(f"{item!r}: a comma or a bracket too many, or a quote left open")
     return [_command_line_value(part, item) for part in parts] or [""]
 
 
 def _command_line_value(part: str, item: str) -> Any:
     documents = parse(part, f"{item!r}")
+    if len(documents) > 1:
+        raise SpecError(f"{item!r}: one value, not {len(documents)} documents")
     return documents[0].value if documents else None
 
 
 def split_key(text: str) -> Path_:
     """`a.b` as a path."""
-    return tuple(str(text).split("."))
+    parts = tuple(str(text).split("."))
+    if not all(parts):
+        raise SpecError(f"{text!r} is no key; write it like model.preset")
+    return parts
+
+
+def not_overridden(
+    axes: list[list[list[Setting]]], overridden: set[Path_]
+) -> list[list[list[Setting]]]:
+    """Axes without the keys that the command line sets: its word is the last."""
+    kept = []
+    for axis in axes:
+        left = [
+            [s for s in settings if not any(s.key[: len(k)] == k for k in overridden)]
+            for settings in axis
+        ]
+        if left == axis:
+            kept.append(axis)
+            continue
+        values = [[(s.key, s.value) for s in settings] for settings in left]
+        different = [left[i] for i in range(len(left)) if values[i] not in values[:i]]
+        if any(different):
+            kept.append(different)
+    return kept

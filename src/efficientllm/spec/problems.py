@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -28,11 +28,16 @@ def explain(
     lines: dict[Path_, int],
     *,
     prefix: Path_ = (),
-    axis_lines: dict[Path_, int] | None = None,
+    set_lines: Mapping[Path_, int | None] | None = None,
+    root: type[BaseModel] = Case,
 ) -> str:
-    """Every problem of a case, one a line: file, line, key, what is wrong, what there is."""
+    """Every problem, one a line: file, line, key, what is wrong, what there is.
+
+    `lines` are those of what was written, `set_lines` those of the axes that replaced
+    parts of it (None: the command line). `root` is what was being read.
+    """
     return "\n".join(
-        _sentence(dict(problem), source, lines, prefix, axis_lines or {})
+        _sentence(dict(problem), source, lines, prefix, set_lines or {}, root)
         for problem in error.errors(include_url=False)
     )
 
@@ -42,26 +47,34 @@ def _sentence(
     source: str,
     lines: dict[Path_, int],
     prefix: Path_,
-    axis_lines: dict[Path_, int],
+    set_lines: Mapping[Path_, int | None],
+    root: type[BaseModel],
 ) -> str:
-    path = (*prefix, *_without_tags(problem["loc"], lines))
-    where = source
-    line = _line(path, lines)
-    if line:
-        where += f":{line}"
-    axis_line = _line(path, axis_lines, exact=False)
-    base_line = _line(path[:1], lines)
-    if axis_line and base_line and axis_line != base_line:
-        where += f" (base on line {base_line})"
-    return f"{where}: {dotted(path)}: {_what(problem)}"
+    path = (*prefix, *_as_written(problem, lines))
+    what = _what(problem, root)
+    key, colon, rest = what.partition(": ")
+    if not path and colon and key in root.model_fields:  # a rule of the whole names its part
+        path, what = (key,), rest
+    shown = f"{dotted(path)}: " if path else ""
+    return f"{_where(path, source, lines, set_lines)}: {shown}{what}"
 
 
-def _line(path: Path_, lines: dict[Path_, int], *, exact: bool = False) -> int | None:
-    """The line of a path, or of the nearest thing that contains it."""
-    for end in range(len(path), 0 if not exact else len(path) - 1, -1):
-        if path[:end] in lines:
-            return lines[path[:end]]
-    return None
+def _where(
+    path: Path_,
+    source: str,
+    lines: dict[Path_, int],
+    set_lines: Mapping[Path_, int | None],
+) -> str:
+    """Where a path was written; for an expanded case the axis, and the base beside it."""
+    base = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), None)
+    above = [key for key in set_lines if path[: len(key)] == key]
+    below = [key for key in set_lines if key[: len(path)] == path]
+    if not above and not (below and path):
+        return f"{source}:{base}" if base else source
+    line = set_lines[max(above, key=len) if above else below[0]]
+    if line is None:
+        return "command line" + (f" (base on {source}:{base})" if base else "")
+    return f"{source}:{line}" + (f" (base on line {base})" if base else "")
 
 
 @cache
@@ -74,21 +87,25 @@ def _tags() -> frozenset[str]:
     return frozenset(found)
 
 
-def _without_tags(loc: tuple[str | int, ...], lines: dict[Path_, int]) -> Path_:
-    """pydantic puts the tag of a union into the path; nobody wrote it there."""
+def _as_written(problem: dict[str, Any], lines: dict[Path_, int]) -> Path_:
+    """The path as a person would write it.
+
+    pydantic puts the tag of a union into it, and the index of a technique that was written
+    as one word; nobody wrote either.
+    """
+    loc = problem["loc"]
     kept: list[str | int] = []
-    for part in loc:
-        written = (*kept, part) in lines
-        if part in _tags() and not written:
-            continue
-        kept.append(part)
+    for position, part in enumerate(loc):
+        own = position == len(loc) - 1 and problem["type"] in ("extra_forbidden", "missing")
+        if own or (*kept, part) in lines or not (isinstance(part, int) or part in _tags()):
+            kept.append(part)
     return tuple(kept)
 
 
-def _what(problem: dict[str, Any]) -> str:
+def _what(problem: dict[str, Any], root: type[BaseModel]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"no such key{nearest(str(problem['loc'][-1]), _siblings(problem['loc']))}"
+        return f"no such key{nearest(str(problem['loc'][-1]), _siblings(problem['loc'], root))}"
     if kind == "union_tag_invalid":
         known = [name.strip(" '") for name in context["expected_tags"].split(",")]
         return f"no kind is called {context['tag']!r}{nearest(context['tag'], known)}"
@@ -104,9 +121,9 @@ def _what(problem: dict[str, Any]) -> str:
     return message[:1].lower() + message[1:] + shown
 
 
-def _siblings(loc: tuple[str | int, ...]) -> list[str]:
+def _siblings(loc: tuple[str | int, ...], root: type[BaseModel]) -> list[str]:
     """Keys that the place of an unknown key does have."""
-    node: dict[str, Any] = Case.model_json_schema()
+    node: dict[str, Any] = root.model_json_schema()
     definitions = node.get("$defs", {})
     for part in loc[:-1]:
         node = _follow(node, part, definitions)

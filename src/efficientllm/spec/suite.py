@@ -28,17 +28,24 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import Document, Path_, SpecError, dotted, parse, read
 from efficientllm.spec.model import Product, model_from_name
-from efficientllm.spec.overrides import HEADER, Setting, read_overrides, split_key
+from efficientllm.spec.overrides import (
+    HEADER,
+    Setting,
+    not_overridden,
+    read_overrides,
+    split_key,
+)
 from efficientllm.spec.problems import explain, nearest
 from efficientllm.spec.protocol import AnyProtocol, Protocol
 from efficientllm.spec.technique import label
 
 MAX_CASES = 10_000
+MAX_NAME = 200
 BLOCK = ("base", "grid")
 
 
@@ -55,12 +62,12 @@ class Suite(NamedTuple):
 
 
 class _Draft(NamedTuple):
-    """One expanded case before validation, with the line that each of its keys came from."""
+    """One expanded case before validation: lines of its base, and of what was set over it."""
 
     value: dict[str, Any]
     lines: dict[Path_, int]
     labels: tuple[str, ...]
-    axis_lines: dict[Path_, int]
+    set_lines: dict[Path_, int | None]
 
 
 def builtin_names() -> list[str]:
@@ -96,37 +103,51 @@ def _suite(
     if not documents:
         raise SpecError(f"{source}: empty; a suite needs at least `base:`")
     settings, axes, header_settings = read_overrides(overrides)
-    header = _header(documents[0], source)
-    header.update(header_settings)
-    cases: list[Case] = []
+    header = _header(documents[0], source, header_settings)
+    cases: dict[str, Case] = {}
     total = 0
+    overridden = {s.key for s in (*settings, *(s for axis in axes for s in axis[0]))}
     for document in documents:
         _check_block(document, source, first=document is documents[0])
-        block_axes = [*_axes(document, source), *axes]
+        block_axes = [*not_overridden(_axes(document, source), overridden), *axes]
         total += math.prod(len(axis) for axis in block_axes)
         if total > MAX_CASES:
             raise SpecError(f"{source}: {total} cases or more; a suite has at most {MAX_CASES}")
         for draft in _expand(document, block_axes, settings, source):
-            cases.append(_validated(draft, cases, source))
+            case = _validated(draft, cases, source)
+            cases[case.name] = case
+    title = _words(header.get("suite"), f"{source}: suite") or name or Path(source).stem
+    question = _words(header.get("question"), f"{source}: question")
+    set_lines = {split_key(key): None for key in header_settings}
     try:
-        protocol = _protocol(header.get("protocol", "quick"))
+        protocol: Protocol = TypeAdapter(AnyProtocol).validate_python(header["protocol"])
     except ValidationError as error:
-        raise SpecError(explain(error, source, documents[0].lines, prefix=("protocol",))) from error
-    title = str(header.get("suite") or name or Path(source).stem)
-    return Suite(title, str(header.get("question") or ""), protocol, tuple(cases))
+        lines, prefix = documents[0].lines, ("protocol",)
+        raise SpecError(
+            explain(error, source, lines, prefix=prefix, set_lines=set_lines, root=Protocol)
+        ) from error
+    return Suite(title, question, protocol, tuple(cases.values()))
 
 
-def _protocol(value: Any) -> Protocol:
-    from pydantic import TypeAdapter
-
-    adapter: TypeAdapter[Protocol] = TypeAdapter(AnyProtocol)
-    return adapter.validate_python(value)
-
-
-def _header(document: Document, source: str) -> dict[str, Any]:
+def _header(document: Document, source: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What concerns the suite as a whole; the command line's word is the last."""
     if not isinstance(document.value, dict):
         raise SpecError(f"{source}:1: a suite is a mapping with `base:`")
-    return {key: document.value[key] for key in HEADER if key in document.value}
+    header = {"protocol": "quick"} | {k: v for k, v in document.value.items() if k in HEADER}
+    for key, value in settings.items():
+        whole, dot, part = key.partition(".")
+        before = header.get(whole)
+        if dot:
+            value = (before if isinstance(before, dict) else {"profile": before}) | {part: value}
+        header[whole] = value
+    return header
+
+
+def _words(value: Any, where: str) -> str:
+    """A line of text for people."""
+    if isinstance(value, dict | list) or not str(value).isprintable():
+        raise SpecError(f"{where}: needs a line of text")
+    return "" if value is None else str(value)[:1000]
 
 
 def _check_block(document: Document, source: str, *, first: bool) -> None:
@@ -153,16 +174,20 @@ def _axes(document: Document, source: str) -> list[list[list[Setting]]]:
 
 def _axis(axis: Any, path: Path_, lines: dict[Path_, int], source: str) -> list[list[Setting]]:
     line = lines.get(path)
-    if isinstance(axis, dict) and len(axis) == 1:
-        ((key, values),) = axis.items()
-        if isinstance(values, list) and values:
-            where = [lines.get((*path, key, i), line) for i in range(len(values))]
-            return [[Setting(split_key(key), v, w)] for v, w in zip(values, where, strict=True)]
-    if isinstance(axis, list) and axis and all(isinstance(m, dict) and m for m in axis):
-        return [
-            [Setting(split_key(k), v, lines.get((*path, i, k), line)) for k, v in mapping.items()]
-            for i, mapping in enumerate(axis)
-        ]
+    try:
+        if isinstance(axis, dict) and len(axis) == 1:
+            ((name, values),) = axis.items()
+            if isinstance(values, list) and values:
+                key = split_key(name)
+                where = [lines.get((*path, name, i), line) for i in range(len(values))]
+                return [[Setting(key, v, w)] for v, w in zip(values, where, strict=True)]
+        if isinstance(axis, list) and axis and all(isinstance(m, dict) and m for m in axis):
+            return [
+                [Setting(split_key(k), v, lines.get((*path, i, k), line)) for k, v in m.items()]
+                for i, m in enumerate(axis)
+            ]
+    except SpecError as error:
+        raise SpecError(f"{source}:{line}: {error}") from error
     raise SpecError(
         f"{source}:{line}: an axis is one `key: [values]`, or a list of mappings that set keys"
         " together"
@@ -175,13 +200,12 @@ def _expand(
     base_lines = {path[1:]: n for path, n in document.lines.items() if path[:1] == ("base",)}
     for combination in product(*axes):
         value = _copy(document.value["base"])
-        lines, axis_lines = dict(base_lines), {}
         labels = tuple(_label(alternative) for alternative in combination)
-        for setting in [*fixed, *(s for alternative in combination for s in alternative)]:
+        settings = [*fixed, *(s for alternative in combination for s in alternative)]
+        settings.sort(key=lambda setting: len(setting.key))  # a whole before its parts
+        for setting in settings:
             _set(value, setting, source)
-            if setting.line is not None:
-                lines[setting.key] = axis_lines[setting.key] = setting.line
-        yield _Draft(value, lines, labels, axis_lines)
+        yield _Draft(value, base_lines, labels, {s.key: s.line for s in settings})
 
 
 def _copy(value: Any) -> Any:
@@ -215,35 +239,40 @@ def _label(alternative: list[Setting]) -> str:
 
 def _label_of(value: Any) -> str:
     if isinstance(value, dict):
-        inner = [_label_of(v) for k, v in value.items() if k != "kind"]
+        inner = [f"{k}{_label_of(v)}" for k, v in value.items() if k != "kind"]
         return "-".join([str(value.get("kind", "")), *inner]).strip("-")
     if isinstance(value, list):
         return "+".join(_label_of(item) for item in value)
     return "none" if value is None else str(value)
 
 
-def _validated(draft: _Draft, earlier: list[Case], source: str) -> Case:
+def _validated(draft: _Draft, earlier: dict[str, Case], source: str) -> Case:
     value = draft.value
     try:
         case = Case.model_validate(value)
     except ValidationError as error:
-        raise SpecError(explain(error, source, draft.lines, axis_lines=draft.axis_lines)) from error
+        raise SpecError(explain(error, source, draft.lines, set_lines=draft.set_lines)) from error
     stem = case.name or case.stage
     name = "-".join([stem, *(re.sub(r"[^\w.:+@-]+", "_", text) for text in draft.labels)])
-    if any(case.name == name for case in earlier):
-        raise SpecError(f"{source}: two cases are called {name}; give a block's base a `name:`")
+    where = f"{source}:{draft.lines[()]}" if () in draft.lines else source
+    if len(name) > MAX_NAME:
+        raise SpecError(f"{where}: a case would be called {name[:40]}...: more than {MAX_NAME}")
+    if name in earlier:
+        raise SpecError(f"{where}: two cases are called {name}; give a block's base a `name:`")
     case = case.model_copy(update={"name": name})
     return _with_parent(case, earlier, draft, source)
 
 
-def _with_parent(case: Case, earlier: list[Case], draft: _Draft, source: str) -> Case:
+def _with_parent(case: Case, earlier: dict[str, Case], draft: _Draft, source: str) -> Case:
     """Embed the parent's id, so a product's id changes whenever its ancestry does."""
     if not isinstance(case.model, Product) or case.model.parent:
         return case
-    names = [c.name for c in earlier if c.makes_product]
-    parent = next((c for c in earlier if c.name == case.model.of), None)
+    names = [c.name for c in earlier.values() if c.makes_product]
+    parent = earlier.get(case.model.of)
     if parent is None or not parent.makes_product:
-        line = draft.lines.get(("model", "of"), draft.lines.get(("model",), 0))
+        line = draft.set_lines.get(("model", "of")) or draft.lines.get(
+            ("model", "of"), draft.lines.get(("model",), 0)
+        )
         where = f"{source}:{line}" if line else source
         why = "declares no steps, so it makes no product" if parent else "stands before this one"
         none = "no case called " if not parent else ""

@@ -97,7 +97,7 @@ Technique = Annotated[
     ],
     BeforeValidator(_from_name),
 ]
-Techniques = Annotated[Many[Technique], BeforeValidator(_from_composed)]
+Techniques = Annotated[Many[Technique], Field(max_length=16), BeforeValidator(_from_composed)]
 
 TUNING = (Full, Freeze, Lora)
 WEIGHTS = (Cast, Int8WeightOnly, Int8Dynamic, Int4WeightOnly)

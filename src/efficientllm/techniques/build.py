@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from efficientllm.catalog.shape import Shape
+from efficientllm.device import tensor_bytes
 from efficientllm.record import Reach
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,6 +40,7 @@ def kind_of(name: str) -> str:
     """The kind of module that a parameter belongs to, by its name."""
     for part, kind in (
         ("lora_", "adapter"),
+        ("embed_out", "head"),  # GPT-NeoX
         ("embed", "embedding"),
         ("lm_head", "head"),
         ("norm", "norm"),
@@ -52,14 +54,6 @@ def kind_of(name: str) -> str:
         if part in name:
             return kind
     return "other"
-
-
-def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor holds; a quantized one with its scales and zero points."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
 
 
 def bytes_by_kind(model: nn.Module) -> dict[str, int]:

@@ -27,14 +27,17 @@ def apply_quantization(build: Build, technique: Quantization) -> Reach:
     from torchao.quantization import quantize_
 
     model = build.model
+    if build.adapted is not None:
+        raise Unsupported(f"{technique.kind} would quantize the adapters: {technique.kind}+lora")
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     before = sum(bytes_by_kind(model).values())
     config, backend = _config(technique, build.device)
     reached: dict[str, int] = {}
+    head = model.get_output_embeddings()
 
     def chosen(module: nn.Module, name: str) -> bool:
-        if not isinstance(module, nn.Linear) or "lm_head" in name or not _fits(module, technique):
+        if not isinstance(module, nn.Linear) or module is head or not _fits(module, technique):
             return False
         reached[f"{name}.weight"] = module.weight.numel()
         return True

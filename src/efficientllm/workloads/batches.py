@@ -118,7 +118,8 @@ class Packed:
     """Whole documents laid side by side, never seeing each other.
 
     A batch is one row of `rows * length` positions in which each stretch of `length`
-    holds whole documents and ends in padding; documents longer than a stretch are cut.
+    holds whole documents and ends in padding; documents longer than a stretch are cut, and
+    those whose prompt alone fills one are left out.
     `separate` gives [B, T] rows with one document each instead, for models that cannot
     keep packed documents apart.
     """
@@ -142,10 +143,16 @@ class Packed:
             prompts_ = vocabulary.encode([d.prompt for d in documents])
             texts = vocabulary.encode([d.text for d in documents])
             for p, t in zip(prompts_, texts, strict=True):
-                self._examples.append((p, [*t, vocabulary.end]))
-                taken += length if separate else len(p) + len(t)
+                if len(p) < length:  # else nothing of the response would be left to learn
+                    self._examples.append((p, [*t, vocabulary.end]))
+                    taken += length if separate else len(p) + len(t)
             if taken > batches * rows * length:
                 break
+        if not self._examples:
+            raise Unsupported(
+                f"{corpus.source}: every prompt fills a sequence of {length} tokens; give a longer"
+                " sequence_length"
+            )
         self._stretches = list(self._fill())
         self._most = rows * (1 + max(len(stretch) for stretch in self._stretches))
 
@@ -168,7 +175,7 @@ class Packed:
         counts = self._counts(chosen, targets)
         if self._separate:
             return Batch(tokens, targets, None, counts)
-        documents = self._documents(lengths)
+        documents = _documents(lengths, self._most + 1, self._length)
         return Batch(tokens.view(1, -1), targets.view(1, -1), documents, counts)
 
     def _fill(self) -> Iterator[list[int]]:
@@ -189,15 +196,7 @@ class Packed:
         """Inputs and targets of one document: the response is learned, the prompt is not."""
         prompt, text = self._examples[number]
         whole = [self._end, *prompt, *text][: self._length + 1]
-        ignored = min(len(prompt), len(whole) - 2)
-        return whole[:-1], [IGNORED] * ignored + whole[1 + ignored :]
-
-    def _documents(self, lengths: list[int]) -> Documents:
-        """Offsets padded to one fixed number, so that a compiled step sees one shape."""
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        padded = np.full(self._most + 1, offsets[-1])
-        padded[: len(offsets)] = offsets
-        return Documents(torch.tensor(padded, dtype=torch.int32), self._length, tuple(lengths))
+        return whole[:-1], [IGNORED] * len(prompt) + whole[1 + len(prompt) :]
 
     def _counts(self, chosen: list[list[int]], targets: Tensor) -> dict[str, float]:
         sizes = np.array([len(self._example(n)[0]) for row in chosen for n in row], dtype=float)
@@ -209,6 +208,27 @@ class Packed:
             "pairs": float((sizes * (sizes + 1) / 2).sum()),
             "square_pairs": float((sizes**2).sum()),
         }
+
+
+def _documents(lengths: list[int], size: int, longest: int) -> Documents:
+    """Offsets padded to one fixed number, so that a compiled step sees one shape."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    padded = np.full(size, offsets[-1])
+    padded[: len(offsets)] = offsets
+    return Documents(torch.tensor(padded, dtype=torch.int32), longest, tuple(lengths))
+
+
+def split_documents(documents: Documents, count: int) -> list[Documents]:
+    """The documents in each of `count` equal parts of a packed row; none lies across two."""
+    part = sum(documents.lengths) // count
+    found: list[Documents] = []
+    lengths: list[int] = []
+    for length in documents.lengths:
+        lengths.append(length)
+        if sum(lengths) == part:
+            found.append(_documents(lengths, len(documents.offsets), documents.longest))
+            lengths = []
+    return found
 
 
 def prompts(corpus: Corpus, vocabulary: Vocabulary, rows: int, length: int, seed: int) -> Tensor:

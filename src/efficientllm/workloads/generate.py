@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from efficientllm.device import Device, capture, free_cached, to_device
+from efficientllm.device import CAPTURE_CALLS, Device, capture, free_cached, to_device
 from efficientllm.models.language_model import LanguageModel
 from efficientllm.record import PointResult
 from efficientllm.spec.case import Point
@@ -47,9 +47,9 @@ class Generate:
         self._face, self._device, self._point = face, device, point
         self._new_tokens = spec.new_tokens
         self._prompts = to_device(prompts, device)
-        slots = -(-(point.context + spec.new_tokens) // 64) * 64
+        self._slots = -(-(point.context + spec.new_tokens) // 64) * 64
         with torch.inference_mode():
-            self._cache = face.new_cache(point.batch, slots)
+            self._cache = face.new_cache(point.batch, self._slots)
             self._token = self._prompts[:, -1:].clone()
             self._slot = torch.full((1,), point.context, device=device.torch, dtype=torch.long)
         self._decode = face.decode
@@ -133,6 +133,8 @@ class Generate:
             self._slot.fill_(self._point.context)
             self._position = self._point.context
         if self._graph and self._replay is None:
+            # Capturing runs the step CAPTURE_CALLS times, each one slot further.
+            self._slot.fill_(min(self._position, self._slots - CAPTURE_CALLS))
             self._replay = capture(self._step)
             self._slot.fill_(self._position)
         if self._replay is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 import re
 import sysconfig
@@ -24,103 +25,18 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")
 _HELDOUT_NAMES = ("test", "valid", "heldout", "held_out", "dev")
 
 # Plain text of moderate size that every CPython ships; private and generated files stay out.
-_STDLIB_CODE = [
-    "argparse",
-    "ast",
-    "asyncio/base_events",
-    "asyncio/tasks",
-    "bdb",
-    "calendar",
-    "cmd",
-    "codecs",
-    "collections/__init__",
-    "configparser",
-    "contextlib",
-    "copy",
-    "csv",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "difflib",
-    "dis",
-    "doctest",
-    "enum",
-    "fileinput",
-    "fractions",
-    "ftplib",
-    "functools",
-    "gettext",
-    "graphlib",
-    "heapq",
-    "http/client",
-    "http/server",
-    "imaplib",
-    "inspect",
-    "ipaddress",
-    "json/decoder",
-    "json/encoder",
-    "locale",
-    "logging/__init__",
-    "logging/handlers",
-    "mailbox",
-    "mimetypes",
-    "multiprocessing/managers",
-    "multiprocessing/pool",
-    "nntplib",
-    "numbers",
-    "optparse",
-    "os",
-    "pathlib",
-    "pdb",
-    "pickle",
-    "pickletools",
-    "platform",
-    "plistlib",
-    "poplib",
-    "pprint",
-    "profile",
-    "pstats",
-    "pydoc",
-    "random",
-    "re/_parser",
-    "reprlib",
-    "sched",
-    "selectors",
-    "shelve",
-    "shlex",
-    "shutil",
-    "smtplib",
-    "socket",
-    "socketserver",
-    "statistics",
-    "string",
-    "subprocess",
-    "symtable",
-    "tarfile",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "timeit",
-    "tokenize",
-    "trace",
-    "traceback",
-    "turtle",
-    "types",
-    "typing",
-    "unittest/case",
-    "unittest/loader",
-    "unittest/mock",
-    "urllib/parse",
-    "urllib/request",
-    "uuid",
-    "warnings",
-    "wave",
-    "weakref",
-    "webbrowser",
-    "xml/dom/minidom",
-    "zipfile",
-    "zipapp",
-]
+_STDLIB_CODE = """
+    argparse ast asyncio/base_events asyncio/tasks bdb calendar cmd codecs collections/__init__
+    configparser contextlib copy csv dataclasses datetime decimal difflib dis doctest enum
+    fileinput fractions ftplib functools gettext graphlib heapq http/client http/server imaplib
+    inspect ipaddress json/decoder json/encoder locale logging/__init__ logging/handlers mailbox
+    mimetypes multiprocessing/managers multiprocessing/pool nntplib numbers optparse os pathlib
+    pdb pickle pickletools platform plistlib poplib pprint profile pstats pydoc random
+    re/_parser reprlib sched selectors shelve shlex shutil smtplib socket socketserver
+    statistics string subprocess symtable tarfile tempfile textwrap threading timeit tokenize
+    trace traceback turtle types typing unittest/case unittest/loader unittest/mock urllib/parse
+    urllib/request uuid warnings wave weakref webbrowser xml/dom/minidom zipfile zipapp
+""".split()
 
 
 class Document(NamedTuple):
@@ -223,8 +139,10 @@ def _files(spec: Files) -> Sided:
         raise Unsupported(f"{spec.path}: no text there (looked for {', '.join(SUFFIXES)})")
     for path in paths:
         by_name: Split | None = "heldout" if path.name.startswith(_HELDOUT_NAMES) else None
-        for row in _rows(path):
+        for row in _readable_rows(path):
             document = _document(row, spec, path)
+            if document is None:
+                continue
             stated = row.get("split")
             if stated is not None:
                 yield document, "train" if stated == "train" else "heldout"
@@ -237,6 +155,14 @@ def _unmarked(paths: list[Path], document: Document) -> Split:
     if any(path.name.startswith(_HELDOUT_NAMES) for path in paths):
         return "train"
     return _side(document.prompt + document.text)
+
+
+def _readable_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file; what its library says about a broken one, with the file's name."""
+    try:
+        yield from _rows(path)
+    except (ValueError, OSError) as error:  # what pyarrow raises is one of these
+        raise Unsupported(f"{path.name}: cannot be read ({error})") from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -260,13 +186,16 @@ def _zstandard_lines(path: Path) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise Unsupported(f"{path.name}: reading .zst needs the package zstandard") from error
     with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-        import io
-
-        yield from _json_lines(io.BufferedReader(stream), path)
+        try:
+            yield from _json_lines(io.BufferedReader(stream), path)
+        except zstandard.ZstdError as error:
+            raise Unsupported(f"{path.name}: cannot be read ({error})") from error
 
 
 def _json_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -284,15 +213,18 @@ _PAIRS = (
 )
 
 
-def _document(row: dict[str, Any], spec: Files, path: Path) -> Document:
+def _document(row: dict[str, Any], spec: Files, path: Path) -> Document | None:
+    """A row as a document; None for a row whose text is null."""
     if spec.prompt_field and spec.response_field:
         pair: tuple[str, str] | None = (spec.prompt_field, spec.response_field)
     else:
         pair = next((p for p in _PAIRS if p[0] in row and p[1] in row), None)
     if pair is not None and pair[0] in row and pair[1] in row:
-        return Document(str(row[pair[1]]), prompt=str(row[pair[0]]) + "\n")
+        prompt, text = row[pair[0]], row[pair[1]]
+        return None if prompt is None or text is None else Document(str(text), f"{prompt}\n")
     if spec.text_field in row:
-        return Document(str(row[spec.text_field]))
+        text = row[spec.text_field]
+        return None if text is None else Document(str(text))
     raise Unsupported(
         f"{path.name}: rows have {', '.join(sorted(row)[:8])}; say which one with data.text_field,"
         " or data.prompt_field and data.response_field"

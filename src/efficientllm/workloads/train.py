@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from efficientllm.device import Device, to_device
+from efficientllm.device import Device, tensor_bytes, to_device
 from efficientllm.models.language_model import LanguageModel
 from efficientllm.models.position import Documents
 from efficientllm.record import PointResult
 from efficientllm.spec.workload import AdamW, Precision, Training
 from efficientllm.workloads import compiling
-from efficientllm.workloads.batches import Batch, Batches
+from efficientllm.workloads.batches import Batch, Batches, split_documents
 from efficientllm.workloads.loss import loss_of, resolve
 
 TORCH_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -99,9 +99,9 @@ class Train:
         states = self._optimizer.state.values()
         tensors = [t for state in states for t in state.values() if isinstance(t, Tensor)]
         return {
-            "weights": sum(p.numel() * p.element_size() for p in self._model.parameters()),
-            "gradients": sum(p.numel() * p.element_size() for p in self._trained),
-            "optimizer": sum(t.numel() * t.element_size() for t in tensors),
+            "weights": sum(tensor_bytes(p) for p in self._model.parameters()),
+            "gradients": sum(tensor_bytes(p) for p in self._trained),
+            "optimizer": sum(tensor_bytes(t) for t in tensors),
         }
 
     def losses(self) -> tuple[float, ...]:
@@ -123,17 +123,20 @@ class Train:
 
     def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Documents | None]]:
         tokens, targets = (to_device(t, self._device) for t in (batch.tokens, batch.targets))
-        documents = batch.documents
-        if documents is not None:
-            # Packed rows are one long row; micro-batches of those are not divided further.
-            documents = documents._replace(offsets=to_device(documents.offsets, self._device))
-            if not self._device.is_cpu:
-                # A compiled layer would be specialised on lengths that only a CPU needs.
-                documents = documents._replace(lengths=())
-            return [(tokens, targets, documents)]
         size = self._spec.micro_batch
-        rows = tokens.shape[0] if size == "auto" else size
-        return [(t, g, None) for t, g in zip(tokens.split(rows), targets.split(rows), strict=True)]
+        count = 1 if size == "auto" else self._spec.batch // size
+        if batch.documents is None:
+            rows = zip(tokens.chunk(count), targets.chunk(count), strict=True)
+            return [(t, g, None) for t, g in rows]
+        # Packed documents are one long row; it is cut where stretches of whole documents meet.
+        documents = [self._placed(part) for part in split_documents(batch.documents, count)]
+        parts = tokens.chunk(count, dim=1), targets.chunk(count, dim=1), documents
+        return list(zip(*parts, strict=True))
+
+    def _placed(self, documents: Documents) -> Documents:
+        placed = documents._replace(offsets=to_device(documents.offsets, self._device))
+        # A compiled layer would be specialised on lengths, which only a CPU needs.
+        return placed if self._device.is_cpu else placed._replace(lengths=())
 
     def _update(self) -> None:
         self._scaler.unscale_(self._optimizer)

@@ -1,0 +1,189 @@
+"""Charts, drawn once when the page is built: Vega-Lite to SVG, no script in the page.
+
+A chart that has no data gives way to the reason. Text takes the page's own colour, so the
+same picture serves light and dark. Nothing in a chart is a link or carries markup of its
+own: every name is data to the renderer and escaped by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from efficientllm.analysis.pareto import front
+from efficientllm.analysis.table import Row
+from efficientllm.report.columns import label
+
+PALETTE = ["#3b7dd8", "#e07b39", "#3f9c6d", "#b5519d", "#8a8f98", "#c9a227", "#5bb0c9"]
+PARTS = (
+    ("weights_gib", "weights"),
+    ("gradients_gib", "gradients"),
+    ("optimizer_gib", "optimizer"),
+    ("activations_gib", "activations"),
+    ("kv_cache_gib", "cache"),
+)
+MAX_MARKS = 60
+SMALL_GIB = 0.1
+
+
+class Chart(NamedTuple):
+    """A titled chart: SVG, or the reason why there is none."""
+
+    title: str
+    svg: str
+    reason: str = ""
+
+
+def stage_charts(rows: list[Row]) -> list[Chart]:
+    """Memory split, latency against energy, quality against cost."""
+    good = [row for row in rows if row.status == "ok"][:MAX_MARKS]
+    return [memory_split(good), latency_energy(good), quality_cost(good)]
+
+
+def memory_split(rows: list[Row]) -> Chart:
+    """Stacked bars of what lies in memory, in the table's order."""
+    title = "Where the memory goes"
+    parts: list[dict[str, Any]] = [
+        {"row": _name(row), "part": name, "gib": cell.interval.value, "order": order}
+        for row in rows
+        for order, (key, name) in enumerate(PARTS)
+        if (cell := row.cell(key)).interval is not None and cell.interval.value > 0
+    ]
+    if not parts:
+        return Chart(title, "", "no row has a breakdown of its memory")
+    small = max(part["gib"] for part in parts) < SMALL_GIB
+    unit, factor = ("MiB", 1024.0) if small else ("GiB", 1.0)
+    values = [part | {"size": part["gib"] * factor} for part in parts]
+    order = list(dict.fromkeys(value["row"] for value in values))
+
+    def draw(alt: Any) -> Any:
+        return (
+            alt.Chart(alt.Data(values=values))
+            .mark_bar(size=14)
+            .encode(
+                y=alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=220)),
+                x=alt.X("size:Q", title=unit),
+                color=alt.Color(
+                    "part:N", sort=[name for _, name in PARTS], title=None, scale=_scale(alt)
+                ),
+                order=alt.Order("order:Q"),
+            )
+            .properties(width=340, height=alt.Step(22))
+        )
+
+    return _drawn(title, draw)
+
+
+def latency_energy(rows: list[Row]) -> Chart:
+    """Seconds per token against joules per token."""
+    title = "Time against energy, per token"
+    values = []
+    for row in rows:
+        joules, seconds = row.cell("j_per_token"), _seconds_per_token(row)
+        if joules.interval is not None and seconds is not None:
+            values.append({"row": _name(row), "x": seconds * 1e3, "y": joules.interval.value})
+    if not values:
+        reasons = {row.cell("j_per_token").reason for row in rows} - {""}
+        return Chart(title, "", f"no energy: {min(reasons)}" if reasons else "no row has energy")
+    return _scatter(title, values, "milliseconds per token", "joules per token")
+
+
+def quality_cost(rows: list[Row]) -> Chart:
+    """Bits per byte against seconds per token, with the Pareto front marked."""
+    title = "Quality against time (ringed: nothing is better on both)"
+    values: list[dict[str, Any]] = []
+    for row in rows:
+        bits, seconds = row.cell("bits_per_byte").interval, _seconds_per_token(row)
+        if bits is not None and seconds is not None and row.ranked and not row.cost_only:
+            values.append({"row": _name(row), "x": seconds * 1e3, "y": bits.value})
+    if not values:
+        reasons = {row.cell("bits_per_byte").reason for row in rows} - {""}
+        return Chart(title, "", f"no quality: {min(reasons)}" if reasons else "no ranked row")
+    # Quality beyond four digits is noise, and a front drawn through noise says nothing.
+    counted = [(v["x"], float(f"{v['y']:.4g}")) for v in values]
+    for value, best in zip(values, front(counted), strict=True):
+        value["front"] = best
+    return _scatter(title, values, "milliseconds per token", "bits per byte")
+
+
+def _seconds_per_token(row: Row) -> float | None:
+    key = "it_tokens_per_s" if row.case.stage == "generate" else "train_tokens_per_s"
+    interval = row.cell(key).interval
+    return 1 / interval.value if interval is not None and interval.value > 0 else None
+
+
+def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
+    def draw(alt: Any) -> Any:
+        base = alt.Chart(alt.Data(values=values)).encode(
+            x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, padding=18)),
+            y=alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, domain=_domain(values))),
+        )
+        names = list(dict.fromkeys(value["row"] for value in values))
+        dots = base.mark_point(filled=True, size=70, opacity=1).encode(
+            color=alt.Color("row:N", sort=names, scale=_scale(alt), title=None)
+        )
+        rings = base.mark_point(filled=False, size=220, color="currentColor").transform_filter(
+            "datum.front === true"
+        )
+        return alt.layer(dots, rings).properties(width=340, height=240)
+
+    return _drawn(title, draw)
+
+
+def _domain(values: list[dict[str, Any]]) -> list[float]:
+    """At least 2 % of the value from bottom to top, so that noise does not look like a gap."""
+    low, high = (f(value["y"] for value in values) for f in (min, max))
+    margin = max(0.08 * (high - low), (0.02 * high - (high - low)) / 2, 1e-9)
+    return [low - margin, high + margin]
+
+
+def _drawn(title: str, draw: Callable[[Any], Any]) -> Chart:
+    try:
+        import altair as alt
+        import vl_convert
+    except ImportError as error:
+        return Chart(title, "", f"charts need the package {error.name}")
+    svg = vl_convert.vegalite_to_svg(_styled(draw(alt)).to_dict())
+    return Chart(title, _inline(svg))
+
+
+def _scale(alt: Any) -> Any:
+    return alt.Scale(range=PALETTE)
+
+
+def _styled(chart: Any) -> Any:
+    ink = "currentColor"
+    return (
+        chart.properties(background="transparent")
+        .configure(font="Arial, Helvetica, sans-serif", padding=12)
+        .configure_axis(
+            labelColor=ink,
+            titleColor=ink,
+            tickColor=ink,
+            domainColor=ink,
+            gridColor=ink,
+            gridOpacity=0.12,
+            titlePadding=12,
+            domainOpacity=0.4,
+            titleFontWeight="normal",
+        )
+        .configure_legend(
+            labelColor=ink, titleColor=ink, orient="bottom", columns=3, labelLimit=160
+        )
+        .configure_view(stroke=None)
+    )
+
+
+_SIZE = re.compile(r' width="[\d.]+" height="[\d.]+"', re.ASCII)
+
+
+def _inline(svg: str) -> str:
+    """SVG for the page: scaled by its view box, known to screen readers by its title."""
+    return _SIZE.sub(' role="img"', svg, count=1).replace(
+        ' xmlns:xlink="http://www.w3.org/1999/xlink"', ""
+    )
+
+
+def _name(row: Row) -> str:
+    return f"{label(row)} {row.point}"

@@ -1,0 +1,200 @@
+"""The first screen: one sentence that answers, four figures, and what is in doubt.
+
+The answer compares a reference with the alternative that moved speed most, at the first
+point that both have. It says "not decided" as long as the comparison is not decided.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from efficientllm.analysis.compare import Comparison, Line, Unequal, compare
+from efficientllm.analysis.table import Row
+from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number
+
+SPEED = {
+    "generate": "it_tokens_per_s",
+    "finetune": "train_tokens_per_s",
+    "pretrain": "train_tokens_per_s",
+}
+_REFERENCES = {
+    "generate": ("bf16", "fp16", "float32", "none"),
+    "finetune": ("full",),
+    "pretrain": ("mha", "gqa"),
+}
+
+
+class Figure(NamedTuple):
+    """A large before -> after pair."""
+
+    name: str
+    before: str
+    after: str
+    unit: str
+    change: str
+    reason: str = ""
+
+
+class Headline(NamedTuple):
+    """Everything above the tables. `hedge` says why the sentence is not the last word."""
+
+    question: str
+    sentence: str
+    hedge: str
+    condition: str
+    figures: tuple[Figure, ...]
+    doubts: tuple[str, ...]
+
+
+def headline(rows: list[Row], question: str) -> Headline:
+    """The first screen about one suite's rows on one machine."""
+    found = main_comparison(rows)
+    if found is None:
+        return Headline(
+            question,
+            "There are not yet two finished rows of the same work to compare.",
+            "",
+            _machine_line(rows),
+            (),
+            tuple(_doubts(rows)),
+        )
+    point = found.a.views[0].point
+    line = _speed(found)
+    return Headline(
+        question,
+        _sentence(found, line),
+        f"Not decided: {line.why}." if line.verdict == "ambiguous" else "",
+        f"Batch {point.batch}, context {point.context}. {_machine_line(rows)}",
+        tuple(_figures(found)),
+        tuple(_doubts(rows)),
+    )
+
+
+def main_comparison(rows: list[Row]) -> Comparison | None:
+    """The comparison that the first screen is about, from the last stage that has one.
+
+    The reference is what people start from (bf16, full fine-tuning, MHA); it is compared
+    with the row that goes furthest from it: fewest bits, fewest trained parameters,
+    otherwise the last one of the grid.
+    """
+    for stage in ("generate", "finetune", "pretrain"):
+        good = [row for row in rows if row.case.stage == stage and row.status == "ok"]
+        reference = _reference(good, stage)
+        if reference is None:
+            continue
+        others = [r for r in good if r is not reference and r.point == reference.point]
+        made = [c for row in others if (c := _try(reference, row)) is not None]
+        if made:
+            return min(made, key=lambda c: _distance_key(c.b, stage))
+    return None
+
+
+def _distance_key(row: Row, stage: str) -> float:
+    """Smaller is further from the reference."""
+    key = {"generate": "bits_per_param", "finetune": "trainable_params"}.get(stage)
+    interval = row.cell(key).interval if key is not None else None
+    return interval.value if interval is not None else 0.0
+
+
+def _try(a: Row, b: Row) -> Comparison | None:
+    """A comparison that has a speed, or None where the work differs."""
+    try:
+        found = compare(a, b)
+    except Unequal:
+        return None
+    return found if any(line.metric.key in SPEED.values() for line in found.lines) else None
+
+
+def _reference(rows: list[Row], stage: str) -> Row | None:
+    for name in _REFERENCES[stage]:
+        for row in rows:
+            if name in label(row).replace("+", "-").split("-"):
+                return row
+    return rows[0] if rows else None
+
+
+def _speed(found: Comparison) -> Line:
+    key = SPEED[found.a.case.stage]
+    return next(line for line in found.lines if line.metric.key == key)
+
+
+def _sentence(found: Comparison, line: Line) -> str:
+    """What came out, with its interval."""
+    verb = {"generate": "decodes", "finetune": "fine-tunes", "pretrain": "trains"}
+    what = verb[found.a.case.stage]
+    a, b = label(found.a), label(found.b)
+    interval = f" [{line.low:.2f}, {line.high:.2f}]" if line.low and line.high else ""
+    rate = f"{number(line.a)} to {number(line.b)} tokens/s"
+    so_far = "So far " if line.verdict == "ambiguous" else ""
+    if line.verdict == "no difference":
+        return f"{b} {what} as fast as {a}: times {line.ratio:.2f}{interval}, {rate}."
+    return f"{so_far}{b} {what} {line.ratio:.2f}{interval} times as fast as {a}: {rate}."
+
+
+def _machine_line(rows: list[Row]) -> str:
+    """Machine, date, protocol, engine, weights."""
+    if not rows:
+        return ""
+    row = max(rows, key=lambda r: r.record.started_at)
+    record = row.record
+    weights = {"random" if r.cost_only else "trained" for r in rows if r.record.build}
+    trials = max(len(r.views) for r in rows)
+    return (
+        f"{record.machine.device}, {record.started_at[:10]}, protocol {record.protocol['profile']}"
+        f" ({trials} trial{'s' if trials > 1 else ''} a row), torch"
+        f" {record.software.get('torch', '?')}, {' and '.join(sorted(weights)) or 'no'} weights"
+    )
+
+
+def _figures(found: Comparison) -> list[Figure]:
+    a, b = found.a, found.b
+    generating = a.case.stage == "generate" and a.record.machine.device_kind == "cpu"
+    memory = "weights_gib" if generating else memory_key(a)
+    return [
+        _figure("speed", SPEED[a.case.stage], a, b),
+        _figure("memory", memory, a, b),
+        _figure("energy", "j_per_token", a, b),
+        _figure("quality", "bits_per_byte", a, b),
+    ]
+
+
+def _figure(name: str, key: str, a: Row, b: Row) -> Figure:
+    first, second = a.cell(key), b.cell(key)
+    if first.interval is None or second.interval is None:
+        return Figure(name, "", "", "", "", first.reason or second.reason)
+    shown = column(key, [a, b])
+    before, after = first.interval.value, second.interval.value
+    change = f"x{after / before:.2f}" if before else ""
+    if name == "quality":
+        change = f"{after - before:+.4f}"
+    heading = f"{shown.metric.label}, {shown.unit}" if name == "memory" else shown.unit
+    return Figure(
+        name, number(before * shown.factor), number(after * shown.factor), heading, change
+    )
+
+
+def _doubts(rows: list[Row]) -> list[str]:
+    """What is invalid, undecided or unmeasured, in the order of how much it matters."""
+    doubts: list[str] = []
+    failed = [row for row in rows if row.status != "ok"]
+    for row in failed[:6]:
+        doubts.append(f"{row.name} {row.point}: {row.status} {row.reason}".strip())
+    seen: set[str] = set()
+    for level in ("invalid", "warn"):
+        for row in rows:
+            for flag in row.flags:
+                if flag.level == level and flag.code not in seen and row.status == "ok":
+                    seen.add(flag.code)
+                    where = f"{STAGE_TITLES[row.case.stage]}, {label(row)} {row.point}"
+                    doubts.append(f"{flag.code}: {flag.text} ({where})")
+    few = [row for row in rows if row.status == "ok" and len(row.views) < 3]
+    if few:
+        doubts.append(
+            f"{len(few)} rows rest on fewer than three trials: their ± is within one run, and"
+            " nothing is decided by it"
+        )
+    missing = {row.cell("j_per_token").reason for row in rows if row.status == "ok"} - {""}
+    doubts += [f"energy is not measured: {reason}" for reason in sorted(missing)]
+    if any(row.case.stage == "generate" for row in rows):
+        doubts.append("no task accuracy was measured: do not call any of this lossless")
+    return doubts

@@ -1,0 +1,244 @@
+"""The page: one self-contained file that works offline.
+
+No request leaves it: a strict content security policy allows one style sheet and one
+script, both by their hash, and nothing else. Every name from a record is escaped. The
+page is capped at two megabytes: beyond a number of rows it says how many it leaves out.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib import resources
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from efficientllm.analysis.table import Cell, Row
+from efficientllm.record import Record
+from efficientllm.report import charts, timeline
+from efficientllm.report.columns import (
+    PAPER,
+    STAGE_TITLES,
+    STAGES,
+    Column,
+    all_metrics,
+    column,
+    first_columns,
+    label,
+)
+from efficientllm.report.export import export, public_record
+from efficientllm.report.headline import headline
+
+if TYPE_CHECKING:
+    from efficientllm.results import Results
+
+MAX_ROWS = 200
+MAX_DOWNLOADED = 60
+MAX_BYTES = 2_000_000
+MAX_RAW_BYTES = 600_000
+
+
+class Shown(NamedTuple):
+    """A column of the page's table; all but the `first` ones appear on demand."""
+
+    column: Column
+    first: bool
+    symbol: str
+
+
+class Line(NamedTuple):
+    """A row as the template sees it."""
+
+    row: Row
+    anchor: str
+    cells: tuple[tuple[Shown, Cell], ...]
+    mine: bool
+
+
+class Stage(NamedTuple):
+    """One table with its charts."""
+
+    key: str
+    title: str
+    columns: tuple[Shown, ...]
+    lines: tuple[Line, ...]
+    points: tuple[str, ...]
+    machines: tuple[str, ...]
+
+    def rows(self) -> list[Row]:
+        """The rows of the table."""
+        return [line.row for line in self.lines]
+
+
+def page(results: Results) -> str:
+    """The page about every record of the results, as text."""
+    cases = [r for r in results.records if r.case["workload"]["kind"] != "probe"]
+    if not cases:
+        raise ValueError("there are only doctor's probes here; run a suite first")
+    newest = max(cases, key=lambda r: r.started_at)
+    rows = results.rows()  # oldest first: the order in which a suite runs
+    shown = rows[-MAX_ROWS:]
+    fixed = _fixed_parts(results, shown, newest)
+    while True:
+        text = _render(shown, newest, fixed | {"left_out": len(rows) - len(shown)})
+        if len(text.encode()) <= MAX_BYTES or len(shown) == 1:
+            return text
+        shown = shown[-(len(shown) * 3 // 4) :]
+
+
+def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str, Any]:
+    """What does not change when older rows are left out to keep the page small."""
+    suite = [row for row in shown if row.record.trial.suite == newest.trial.suite]
+    main = [r for r in suite if r.record.machine.name == newest.machine.name] or suite
+    style, script = _asset("page.css"), _asset("page.js")
+    return {
+        "style": Markup(style),  # our own file, allowed by its hash
+        "script": Markup(script),
+        "style_hash": _hash(style),
+        "script_hash": _hash(script),
+        "head": headline(main, _question(newest.trial.suite)),
+        "lead_chart": _lead_chart(main),
+        "charts": {key: charts.stage_charts(_of(key, shown)) for key in STAGES},
+        "quarantined": results.quarantined,
+        "suite": newest.trial.suite,
+        "command": f"efficientllm run {newest.trial.suite}",
+        "data": _json(_downloads(main[-MAX_DOWNLOADED:], newest)),
+        "svg": Markup,
+    }
+
+
+def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["label"] = label
+    here = newest.machine.name
+    stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
+    return environment.from_string(_asset("page.html")).render(
+        stages=stages, details=[_detail(row) for stage in stages for row in stage.rows()], **fixed
+    )
+
+
+def _of(stage: str, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.case.stage == stage]
+
+
+def _asset(name: str) -> str:
+    return (resources.files("efficientllm") / "report" / name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _json(value: Any) -> Markup:
+    """JSON inside a script element: no character there may end the element."""
+    text = json.dumps(value, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _question(suite: str) -> str:
+    """The suite's own question, where it is one of ours."""
+    from efficientllm.spec.suite import builtin_names, load_suite
+
+    return load_suite(suite).question if suite in builtin_names() else ""
+
+
+def _lead_chart(rows: list[Row]) -> charts.Chart:
+    for stage in reversed(STAGES):
+        chosen = [r for r in rows if r.case.stage == stage and r.status == "ok"]
+        if len(chosen) > 1:
+            return charts.quality_cost(chosen)
+    return charts.Chart("Quality against time", "", "two finished rows are needed")
+
+
+def _stage(key: str, rows: list[Row], here: str) -> Stage:
+    columns = _columns(key, rows)
+    lines = [
+        Line(
+            row,
+            _anchor(row),
+            tuple((shown, row.cell(shown.column.metric.key)) for shown in columns),
+            row.record.machine.name == here,
+        )
+        for row in rows
+    ]
+    return Stage(
+        key,
+        STAGE_TITLES[key],
+        columns,
+        tuple(lines),
+        tuple(dict.fromkeys(row.point for row in rows)),
+        tuple(dict.fromkeys(row.record.machine.device for row in rows)),
+    )
+
+
+def _columns(stage: str, rows: list[Row]) -> tuple[Shown, ...]:
+    """First metrics, then the paper's, then every other one that some row has."""
+    first = [column.metric.key for column in first_columns(stage, rows)]
+    found = []
+    for metric in all_metrics(stage):
+        if any(row.cell(metric.key).interval is not None for row in rows):
+            symbol = metric.symbol if metric.key in PAPER[stage] else ""
+            found.append(Shown(column(metric.key, rows), metric.key in first, symbol))
+    return tuple(sorted(found, key=lambda shown: (not shown.first, not shown.symbol)))
+
+
+def _anchor(row: Row) -> str:
+    """The name of a row's details on the page; letters, digits and dashes only."""
+    point = row.views[0].point
+    parts = (row.record.trial.case_id[:12], row.record.env_id[:6], point.batch, point.context)
+    return "r-" + "-".join(str(part) for part in parts)
+
+
+class Detail(NamedTuple):
+    """Everything about a row, opened from any of its numbers."""
+
+    row: Row
+    anchor: str
+    metrics: tuple[tuple[Column, Cell], ...]
+    drawings: tuple[timeline.Drawing, ...]
+    facts: tuple[tuple[str, str], ...]
+
+
+def _detail(row: Row) -> Detail:
+    record = row.record
+    metrics = tuple(
+        (column(metric.key, [row]), row.cell(metric.key)) for metric in all_metrics(row.case.stage)
+    )
+    facts = [
+        ("case", record.trial.case_id),
+        ("environment", record.env_id),
+        ("machine", record.machine.name),
+        ("started", record.started_at),
+        ("trials", ", ".join(_trial(view.record) for view in row.views)),
+        *sorted((k, str(v)) for k, v in record.resolved.items()),
+        *sorted((f"version of {k}", v) for k, v in record.software.items()),
+        *sorted((f"note on {k}", v) for k, v in record.notes.items()),
+    ]
+    build = record.build
+    if build is not None:
+        for reach in build.reach:
+            share = reach.parameters / build.total_params
+            facts.append((f"reach of {reach.technique}", f"{share:.1%} of the parameters"))
+    drawn = tuple(timeline.drawings(record)) if record.phases else ()
+    return Detail(row, _anchor(row), metrics, drawn, tuple(facts))
+
+
+def _trial(record: Record) -> str:
+    return f"{record.key} {record.outcome.status} {record.seconds:.0f} s"
+
+
+def _downloads(rows: list[Row], newest: Record) -> dict[str, str]:
+    """What the buttons give: tables of the main suite, and the newest raw record."""
+    texts = {form: export(rows, form).decode() for form in ("csv", "md", "latex")} if rows else {}
+    raw = public_record(newest).model_dump_json()
+    if len(raw) > MAX_RAW_BYTES:
+        readings = [r.model_copy(update={"t_ns": (), "columns": {}}) for r in newest.readings]
+        raw = public_record(
+            newest.model_copy(update={"readings": tuple(readings)})
+        ).model_dump_json()
+    return texts | {"raw": raw}

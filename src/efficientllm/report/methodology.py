@@ -1,0 +1,97 @@
+"""The parts of METHODOLOGY.md that come from code: protocol and metrics.
+
+    python -m efficientllm.report.methodology METHODOLOGY.md
+
+replaces what stands between the markers, so that the document cannot say anything else
+than the program does; a test holds them equal.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from efficientllm.metrics import METRICS
+from efficientllm.spec.protocol import PROFILES
+
+BEGIN, END = "<!-- generated: {} -->", "<!-- end of generated: {} -->"
+
+
+def protocol_table() -> str:
+    """The profiles as a Markdown table."""
+    heads = (
+        "profile",
+        "trials",
+        "units",
+        "timed window",
+        "energy window",
+        "cap a point",
+        "stops at",
+    )
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for name, limits in PROFILES.items():
+        low, high = limits.min_trials, limits.max_trials
+        stop = "-"
+        if limits.time_half_width is not None and limits.energy_half_width is not None:
+            stop = f"{limits.time_half_width:.0%} time, {limits.energy_half_width:.0%} energy"
+        lines.append(
+            _row(
+                (
+                    f"`{name}`",
+                    str(low) if low == high else f"{low} to {high}",
+                    f"at least {limits.min_units}",
+                    f"at least {limits.min_seconds:g} s",
+                    f"at least {limits.energy_seconds:g} s",
+                    f"{limits.cap_seconds:g} s",
+                    stop,
+                )
+            )
+        )
+    return "\n".join(lines)
+
+
+def metric_table() -> str:
+    """Every metric: key, unit, which way is better, symbol of the paper, definition."""
+    heads = ("key", "unit", "better", "symbol", "stages", "definition")
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for metric in METRICS:
+        stages = "all" if len(metric.stages) == 3 else ", ".join(metric.stages)
+        lines.append(
+            _row(
+                (
+                    f"`{metric.key}`",
+                    metric.unit or "-",
+                    metric.better or "-",
+                    metric.symbol or "-",
+                    stages,
+                    metric.definition,
+                )
+            )
+        )
+    return "\n".join(lines)
+
+
+def _row(cells: tuple[str, ...] | list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def renewed(text: str) -> str:
+    """The document with its generated parts replaced."""
+    for name, table in (("protocol", protocol_table()), ("metrics", metric_table())):
+        begin, end = BEGIN.format(name), END.format(name)
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"the document has no part between {begin} and {end}")
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    return text
+
+
+def main() -> None:
+    """Renew the document that the command line names."""
+    path = Path(sys.argv[1])
+    path.write_text(renewed(path.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Exports: the same numbers in every format, and nothing private in any."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from efficientllm.analysis.table import Row, rows
+from efficientllm.metrics import METRICS
+from efficientllm.report.export import export, public_record
+from efficientllm.results import load, read_published
+from tests import samples
+from tests.report.test_html import pair
+
+
+@pytest.fixture
+def table() -> list[Row]:
+    return rows(pair())
+
+
+def test_csv_and_parquet_hold_every_metric_with_bounds_and_reasons(
+    table: list[Row], tmp_path: Path
+) -> None:
+    from pyarrow import parquet
+
+    text = list(csv.DictReader(io.StringIO(export(table, "csv").decode())))
+    path = tmp_path / "table.parquet"
+    path.write_bytes(export(table, "parquet"))
+    columns = parquet.read_table(path).to_pylist()
+    for row in (text[0], columns[0]):
+        assert {metric.key for metric in METRICS} <= row.keys()
+        assert float(row["it_tokens_per_s"]) == pytest.approx(100.0)
+        assert float(row["it_tokens_per_s_low"]) == pytest.approx(100.0)
+        assert row["it_tokens_per_s_basis"] == "trials"
+        assert row["mcr_why_null"].startswith("no task score")
+    assert columns[0]["mcr"] is None
+    assert text[0]["mcr"] == ""
+
+
+def test_markdown_and_latex_carry_half_widths_n_footnotes_and_the_method(table: list[Row]) -> None:
+    markdown, latex = export(table, "md").decode(), export(table, "latex").decode()
+    for text in (markdown, latex):
+        assert "int4" in text
+        assert "Measured with EfficientLLM 0.1.0 on NVIDIA H200" in text
+        assert "3 trial(s)" in text
+    assert "| case | point | n |" in markdown
+    assert r"\toprule" in latex
+    assert latex.count("{") == latex.count("}")
+
+
+def test_flags_become_numbered_footnotes() -> None:
+    smoke = rows([samples.record(protocol={"profile": "smoke"})])
+    text = export(smoke, "md").decode()
+    assert "<sup>1</sup>" in text or "<sup>2</sup>" in text
+    assert "SMOKE" in text
+
+
+def test_json_lines_load_again_as_the_same_records(table: list[Row], tmp_path: Path) -> None:
+    path = tmp_path / "published.jsonl"
+    path.write_bytes(export(table, "jsonl"))
+    again = read_published(path)
+    assert len(again) == 6
+    assert {record.key for record in again} == {record.key for record in pair()}
+    assert len(load(path).rows()) == 2
+
+
+def test_nothing_exported_names_a_host_a_user_or_a_path() -> None:
+    private = samples.case(
+        model={"kind": "checkpoint", "source": "/home/ada/secret/model", "sha256": "b" * 64},
+        workload={"kind": "generate", "data": {"kind": "files", "path": "/home/ada/text"}},
+    )
+    record = samples.record(of=private, environment={"OMP_NUM_THREADS": "4"})
+    text = public_record(record).model_dump_json()
+    assert "/home" not in text
+    assert "ada" not in text
+    case = json.loads(text)["case"]
+    assert case["model"]["source"] == "model"
+    assert case["model"]["sha256"] == "b" * 64
+
+
+def test_a_spreadsheet_never_runs_a_name() -> None:
+    attack = samples.case(name="=cmd()|' /C calc'!A0")
+    text = export(rows([samples.record(of=attack)]), "csv").decode()
+    assert ",'=cmd()" in text or ",\"'=cmd()" in text
+
+
+def test_an_unknown_format_and_an_empty_store_are_errors(table: list[Row]) -> None:
+    with pytest.raises(ValueError, match="there is jsonl, csv, parquet, md, latex"):
+        export(table, "xlsx")
+    with pytest.raises(ValueError, match="no records"):
+        export([], "csv")
+
+
+def test_markup_in_names_is_inert() -> None:
+    name = "a|b*c_[x](y)<b>&%$#{}~^\\"
+    row = rows([samples.record(of=samples.case(name=name))])
+    assert "\\|" in export(row, "md").decode()
+    assert "<b>" not in export(row, "md").decode().replace("\\<b\\>", "")
+    latex = export(row, "latex").decode()
+    assert r"\&\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}" in latex

@@ -1,0 +1,181 @@
+"""The page as text: safe, self-contained, honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import re
+from typing import Any
+
+import pytest
+
+from efficientllm import record as r
+from efficientllm.report.html import page
+from efficientllm.results import Results
+from tests import samples
+
+HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(1)</script>{{7*7}}'
+
+
+def results(*records: r.Record) -> Results:
+    return Results(tuple(records))
+
+
+class Structure(html.parser.HTMLParser):
+    """Every element with its attributes, and the text inside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.contents: dict[str, list[str]] = {"script": [], "style": []}
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside in self.contents:
+            self.contents[self._inside].append(data)
+
+
+def sample(**changes: Any) -> r.Record:
+    return samples.record(**changes)
+
+
+def pair() -> tuple[r.Record, ...]:
+    """Three rounds of bf16 and of an int4 that decodes twice as fast."""
+    int4 = samples.case(name="generate-int4", technique="int4")
+    fast = samples.generate_windows(tpot=0.005)
+    held = {"embedding": 2 * 2048 * 128, "other": 400_000}
+    return tuple(
+        record
+        for round_ in range(3)
+        for record in (
+            sample(round_=round_),
+            sample(of=int4, round_=round_, windows=fast, build=samples.build(bytes_by_kind=held)),
+        )
+    )
+
+
+def test_the_first_screen_answers_with_an_interval_when_it_is_decided() -> None:
+    text = page(results(*pair()))
+    assert "int4 decodes 2.00 [2.00, 2.00] times as fast as bf16: 100 to 200 tokens/s." in text
+    assert "Not decided" not in text
+    assert "NVIDIA H200, 2026-01-01, protocol standard (3 trials a row)" in text
+
+
+def test_the_first_screen_hedges_as_long_as_nothing_is_decided() -> None:
+    text = page(results(*pair()[:2]))
+    assert "<h1>So far int4 decodes 2.00 times as fast" in text
+    assert "Not decided: 1 of the three pairs of trials" in text
+
+
+def test_names_from_records_never_become_elements() -> None:
+    hostile = samples.case(name=HOSTILE)
+    broken = r.Outcome(status="crash", reason=HOSTILE + "\u202e")
+    records = [
+        sample(of=hostile),
+        sample(of=samples.case(name="generate-b", technique="int8"), outcome=broken),
+        sample(
+            of=samples.case(name="generate-c", technique="int4"),
+            notes={"energy": HOSTILE},
+            readings=(),
+            machine=samples.MACHINE.model_copy(update={"device": HOSTILE, "name": "m"}),
+        ),
+    ]
+    clean = Structure(page(results(*pair())))
+    attacked = Structure(page(results(*records)))
+    tags = {tag for tag, _ in attacked.elements}
+    assert "img" not in tags
+    assert len([t for t, _ in attacked.elements if t == "script"]) == 2
+    assert tags <= {tag for tag, _ in clean.elements} | {"abbr", "rect", "circle", "ul", "li"}
+    assert not [a for _, attrs in attacked.elements for a in attrs if a.startswith("on")]
+    assert "{{7*7}}" in page(results(*records)), "data is never a template"
+
+
+def test_the_policy_allows_exactly_our_style_and_our_script() -> None:
+    text = page(results(*pair()))
+    policy = next(
+        attrs["content"] or ""
+        for tag, attrs in Structure(text).elements
+        if tag == "meta" and attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    style = text.split("<style>")[1].split("</style>")[0]
+    script = text.rsplit("<script>", 1)[1].split("</script>")[0]
+    for content, directive in ((style, "style-src"), (script, "script-src")):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy
+
+
+def test_nothing_on_the_page_points_outside() -> None:
+    text = page(results(*pair()))
+    for tag, attrs in Structure(text).elements:
+        assert tag not in ("link", "iframe", "img", "object", "embed", "base", "form")
+        assert "style" not in attrs, "inline styles would need an unsafe policy"
+        for name in ("href", "src", "xlink:href", "action"):
+            assert (attrs.get(name) or "#").startswith("#")
+    assert not re.findall(r"url\(|@import", text)
+
+
+def test_every_number_leads_to_its_record() -> None:
+    structure = Structure(page(results(*pair())))
+    targets = {attrs["id"] for tag, attrs in structure.elements if tag == "details"}
+    links = [attrs["href"] for tag, attrs in structure.elements if tag == "a"]
+    assert links
+    assert {(link or "")[1:] for link in links} <= targets
+
+
+def test_what_was_not_measured_says_why() -> None:
+    bare = sample(readings=(), notes={"nvml": "no NVIDIA driver here"})
+    text = page(results(bare, sample(of=samples.case(name="generate-int8", technique="int8"))))
+    assert "no NVIDIA driver here" in text
+    assert "No chart: no energy" not in text, "one row has energy, so the chart is drawn"
+    alone = page(results(bare))
+    assert "No chart: no energy: no NVIDIA driver here" in alone
+
+
+def test_failures_are_rows_with_their_reason() -> None:
+    lost = r.Outcome(status="out_of_memory", reason="tried to allocate 90 GiB")
+    text = page(
+        results(
+            sample(), sample(of=samples.case(name="generate-x", technique="fp16"), outcome=lost)
+        )
+    )
+    assert "out_of_memory" in text
+    assert "tried to allocate 90 GiB" in text
+
+
+def test_random_weights_are_named_and_enter_no_quality_chart() -> None:
+    random = samples.build(weights="random")
+    one = sample(build=random, scores=None, notes={"quality": "random weights: cost only"})
+    text = page(results(one))
+    assert "cost only" in text
+    assert "No chart: no quality: random weights: cost only" in text
+
+
+def test_hundreds_of_rows_stay_under_two_megabytes_and_say_what_they_leave_out() -> None:
+    records = [
+        sample(
+            of=samples.case(name=f"generate-{i}", workload={"kind": "generate", "new_tokens": i})
+        )
+        for i in range(2, 402)
+    ]
+    text = page(results(*records))
+    assert len(text.encode()) < 2_000_000
+    shown = text.count("<details id=")
+    assert shown >= 100
+    assert f"{400 - shown} older rows are not shown here" in text
+
+
+def test_a_store_with_nothing_but_probes_is_told_so() -> None:
+    probe = samples.case(name="probe-sleep", model="none", technique=None, workload="probe")
+    with pytest.raises(ValueError, match="run a suite first"):
+        page(results(sample(of=probe, windows=[])))
