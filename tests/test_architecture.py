@@ -73,9 +73,7 @@ def test_no_file_is_named_after_nothing() -> None:
     assert not empty & {path.stem for path in FILES}
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if top(p) not in CHILD_ONLY], ids=module_name
-)
+@pytest.mark.parametrize("path", [p for p in FILES if top(p) not in CHILD_ONLY], ids=module_name)
 def test_the_parent_never_imports_the_child(path: Path) -> None:
     if top(path) == "forkserver":
         return  # it becomes the child

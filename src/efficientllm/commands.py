@@ -174,12 +174,14 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
             fits = _fits(case, shape, point, needed, float(here.device_memory_bytes))
             size = "unknown" if needed is None else f"{needed / GIB:.1f}"
             minutes = f"{seconds / 60:.1f}" if i == 0 else ""
-            table.add_row(case.name, str(point), size, fits, minutes, state if i == 0 else "")
+            table.add_row(
+                escape(case.name), str(point), size, fits, minutes, state if i == 0 else ""
+            )
     console.print(f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}")
     console.print(table)
     due = next_round(suite, shelf, store, precise)
     for item in due.blocked:
-        console.print(f"[yellow]blocked[/yellow] {item.case.name}: {escape(item.reason)}")
+        console.print(f"[yellow]blocked[/yellow] {escape(item.case.name)}: {escape(item.reason)}")
     total = _total_seconds(suite, store, gpu)
     watts = gpu.power_limit_w * 0.7 if gpu and gpu.power_limit_w else None
     energy = f", about {watts * total / 3.6e6:.2f} kWh" if watts else ""

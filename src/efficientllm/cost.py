@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from efficientllm.catalog.shape import Experts, Latent, Shape, State
-from efficientllm.spec.technique import Freeze, Full, Lora, Techniques
+from efficientllm.spec.technique import Custom, Freeze, Full, Lora, Techniques
 
 DTYPE_BYTES = {"float32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
@@ -186,11 +186,15 @@ def lora_parameters(shape: Shape, lora: Lora) -> int | None:
     fused = shape.family == "Phi" and not shape.gated_decoder  # one layer for q, k, v
     if lora.targets != ("all-linear",) or shape.arch != "dense" or fused:
         return None
+    return shape.layers * lora.r * sum(a + b for a, b in linears(shape))
+
+
+def linears(shape: Shape) -> tuple[tuple[int, int], ...]:
+    """(inputs, outputs) of a dense layer's linear layers: q, k, v, o, gate, up, down."""
+    hidden, ffn = shape.hidden, shape.ffn
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    ends = [(shape.hidden, queries), (shape.hidden, keys), (shape.hidden, keys)]
-    ends += [(queries, shape.hidden), (shape.hidden, shape.ffn), (shape.hidden, shape.ffn)]
-    ends += [(shape.ffn, shape.hidden)]
-    return shape.layers * lora.r * sum(a + b for a, b in ends)
+    attention = ((hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden))
+    return (*attention, (hidden, ffn), (hidden, ffn), (ffn, hidden))
 
 
 def training_flops(
@@ -198,7 +202,7 @@ def training_flops(
 ) -> float | None:
     """Forward and backward FLOPs that the algorithm needs for `tokens` with `pairs` in all."""
     attention = attention_flops(shape, pairs)
-    if attention is None:
+    if attention is None or any(isinstance(t, Custom) for t in techniques):
         return None
     counts = parameters(shape)
     head = shape.vocab * shape.hidden
@@ -216,7 +220,9 @@ def training_flops(
             adapters = lora_parameters(shape, lora)
             if adapters is None:
                 return None
-            trained, through = adapters, counts.products + head + adapters
+            # Below the first layer's q, k and v nothing learns: no gradient goes through them.
+            ends = (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * lora.r
+            trained, through = adapters, counts.products + head + adapters - shape.hidden * ends
             forward += 2.0 * tokens * adapters
     return forward + 2.0 * tokens * (through + trained) + 2.0 * attention * reached
 

@@ -85,6 +85,15 @@ def pin_attention(
     return wanted
 
 
+def allow_every_attention() -> None:
+    """Undo the pinning: scoring has lengths that a pinned kernel may not take."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        torch.backends.cuda.enable_flash_sdp(True)
+        torch.backends.cuda.enable_mem_efficient_sdp(True)
+        torch.backends.cuda.enable_math_sdp(True)
+
+
 def free_cached() -> None:
     """Give memory that no tensor holds back to the device."""
     if torch.accelerator.is_available():

@@ -9,6 +9,7 @@ from pathlib import Path
 from efficientllm.journal import Story
 from efficientllm.readings import last_line
 from efficientllm.record import Outcome, PointResult
+from efficientllm.spec.case import Case
 
 MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
@@ -21,6 +22,26 @@ def left_over(outcome: Outcome, points: tuple[int, ...], story: Story) -> tuple[
     if left or (story.scores is None and "quality" not in story.notes):
         return left
     return None
+
+
+def with_lost_point(
+    outcome: Outcome, case: Case, points: tuple[int, ...], story: Story
+) -> tuple[Outcome, Story]:
+    """Charge a kill for memory in the middle of a point to that point, if there are others.
+
+    The worker could not tell it any more; what it would have done is end, so that the rest
+    is measured in another process.
+    """
+    told = len(story.points)
+    at_a_point = story.phase_now in ("prepare", "measure") and told < len(points)
+    if outcome.status != "out_of_memory" or story.outcome is not None or not at_a_point:
+        return outcome, story
+    point = case.points[points[told]]
+    lost = PointResult(
+        point_id=case.point_id(point), batch=point.batch, context=point.context, outcome=outcome
+    )
+    story = story._replace(points=(*story.points, lost))
+    return (Outcome() if len(case.points) > 1 else outcome), story
 
 
 def overall(outcome: Outcome, points: tuple[PointResult, ...]) -> Outcome:

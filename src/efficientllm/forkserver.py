@@ -42,14 +42,19 @@ PRELOAD = (
 def main() -> None:
     """Import everything a worker needs, then fork for whoever asks."""
     parent = int(sys.argv[1])
-    die_with_parent(parent)
+    die_with_parent(parent, signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     if os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") != "1":
         sys.exit("start this with PYTORCH_NVML_BASED_CUDA_CHECK=1")
     for name in PRELOAD:
         importlib.import_module(name)
     _tell({"ready": True, "device_files": open_device_files()})
-    _serve()
+    children: set[int] = set()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        _serve(children)
+    finally:
+        _end(children)
     os._exit(0)  # there is nothing to tidy up, and unloading torch takes more than a second
 
 
@@ -66,9 +71,13 @@ def open_device_files() -> list[str]:
     return sorted(held)
 
 
-def _serve() -> None:
-    """Fork for every line of standard input, reap who ended, return when input closes."""
-    children: set[int] = set()
+def _serve(children: set[int]) -> None:
+    """Fork for every line of standard input, reap who ended, return when input closes.
+
+    Input closes when the parent has done with this server or is dead. What still runs is
+    then ended, group by group, with whatever the workers have started: so SIGTERM, which
+    the kernel sends when the parent dies, must not be faster.
+    """
     unread = b""
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -104,7 +113,8 @@ def _become_worker(folder: Path, server: int) -> None:
         os.setsid()
         die_with_parent(server)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for sign in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(sign, signal.SIG_DFL)
         for stream, name in ((0, os.devnull), (1, folder / "stdout"), (2, folder / "stderr")):
             flags = os.O_RDONLY if stream == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
             descriptor = os.open(name, flags, 0o644)
@@ -129,6 +139,14 @@ def _reap(children: set[int]) -> None:
         if done:
             children.discard(pid)
             _tell({"pid": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _end(children: set[int]) -> None:
+    for group in children:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 def _tell(message: dict[str, Any]) -> None:

@@ -63,6 +63,12 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._file = (folder / JOURNAL).open("ab", buffering=0)
 
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; a single write, so a reader sees whole lines only."""
         line = json.dumps({"event": event, **fields}, allow_nan=False) + "\n"

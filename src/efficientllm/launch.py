@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm import clock, journal, machine, processes
-from efficientllm.endings import left_over, overall
+from efficientllm.endings import left_over, overall, with_lost_point
 from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
 from efficientllm.processes import ForkServer, FreshInterpreter
@@ -160,10 +160,11 @@ class Launcher:
             part.mkdir()
             self._task(planned, protocol, left, first=not stories).write(part)
             outcome, alive = self._process(part, protocol, listener)
-            stories.append(journal.read(part))
+            outcome, story = with_lost_point(outcome, planned.case, left, journal.read(part))
+            stories.append(story)
             readings += read_readings(part)
-            notes |= stories[-1].notes | read_notes(part, alive=alive)
-            left = left_over(outcome, left, stories[-1])
+            notes |= story.notes | read_notes(part, alive=alive)
+            left = left_over(outcome, left, story)
         resolved = {k: v for story in stories for k, v in story.resolved.items()}
         if self.idle_power_w is not None:
             resolved["idle_power_w"] = round(self.idle_power_w, 2)

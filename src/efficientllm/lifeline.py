@@ -14,14 +14,14 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGKILL when the parent dies; end at once if it already has.
+def die_with_parent(parent: int, sign: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel for a signal when the parent dies; end at once if it already has.
 
     `parent` is the pid that started this process: between the start and this call it may
     have died and this process been adopted by another.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, sign, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         sys.exit("the parent has already ended")

@@ -55,7 +55,7 @@ class NoNvml(RuntimeError):
 
 @contextmanager
 def nvml() -> Iterator[Any]:
-    """The pynvml module, initialised, or NoNvml."""
+    """The pynvml module, initialized, or NoNvml."""
     try:
         import pynvml
     except ImportError as error:

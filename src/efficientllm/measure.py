@@ -119,7 +119,8 @@ class Loop:
         done = 1 + len(warm)
         if budget is None:
             self._must_fit(typical, share)
-        stop = self._stop_rule(typical, share, None if budget is None else budget - done)
+        left = None if budget is None else budget - done
+        stop = self._stop_rule(typical, share - sum(warm), left)
         if name in self.work.brief:
             stop = lambda units, _: units >= BRIEF_UNITS  # noqa: E731
         return self._steady(name, stop, first.seconds[0], warm, converged)
@@ -132,13 +133,13 @@ class Loop:
             )
 
     def _stop_rule(
-        self, typical: float, share: float, left: int | None
+        self, typical: float, seconds_left: float, left: int | None
     ) -> Callable[[int, float], bool]:
         """When a steady window has enough, as a function of units and seconds so far."""
         if left is not None:
             return lambda units, _: units >= left
         wanted = max(self.limits.min_seconds, self.limits.energy_seconds)
-        room = max(share - typical * MIN_UNITS, typical * MIN_UNITS)
+        room = max(seconds_left - typical * AHEAD, typical * MIN_UNITS)
 
         def enough(units: int, seconds: float) -> bool:
             if units < MIN_UNITS:

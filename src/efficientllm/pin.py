@@ -14,11 +14,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from efficientllm.catalog.shape import backbone_shape, shape_named
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, is_local
 from efficientllm.spec.suite import Suite
+from efficientllm.spec.technique import Custom, Techniques
 from efficientllm.spec.text import Files
+from efficientllm.spec.workload import Probe
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 CHECKPOINT_FILES = (".safetensors", ".json", ".py", ".model", ".txt")
@@ -44,6 +47,8 @@ def pin_suite(suite: Suite, *, allow_code: bool = False) -> Suite:
 def pin(case: Case, *, allow_code: bool = False) -> Case:
     """One case with commits and digests filled in; raises SpecError with what to do."""
     update: dict[str, Any] = {"model": _pin_model(case, allow_code=allow_code)}
+    if case.custom:
+        update["technique"] = _pin_techniques(case, allow_code=allow_code)
     data = getattr(case.workload, "data", None)
     if isinstance(data, Files):
         update["workload"] = case.workload.model_copy(update={"data": _pin_text(data)})
@@ -54,6 +59,10 @@ def pin(case: Case, *, allow_code: bool = False) -> Case:
 
 def _pin_model(case: Case, *, allow_code: bool) -> Any:
     model = case.model
+    if isinstance(model, Backbone):
+        backbone_shape(model)  # raises for a preset that there is not, or sizes that do not fit
+    if isinstance(model, CatalogShape) and not isinstance(case.workload, Probe):
+        model = model.model_copy(update={"name": shape_named(model.name).name})  # as published
     if isinstance(model, Backbone | CatalogShape) and model.tokenizer != "auto":
         path = Path(model.tokenizer).expanduser()
         return model.model_copy(update={"tokenizer_sha256": _digest_of(path, (".json", ".bpe"))})
@@ -70,6 +79,24 @@ def _pin_model(case: Case, *, allow_code: bool) -> Any:
             raise SpecError(f"model: {model.source}: no checkpoint there (no config.json)")
         return model.model_copy(update={"sha256": _digest_of(folder, CHECKPOINT_FILES)})
     return model if model.commit else model.model_copy(update={"commit": hub_commit(model.source)})
+
+
+def _pin_techniques(case: Case, *, allow_code: bool) -> Techniques:
+    if not allow_code:
+        raise SpecError(
+            f"{case.name}: technique custom runs your Python file on this machine; say"
+            " --allow-code on the command line as well"
+        )
+    pinned = []
+    for technique in case.technique:
+        if isinstance(technique, Custom):
+            path = Path(technique.file).expanduser()
+            if not path.is_file():
+                raise SpecError(f"technique: {technique.file}: there is no such file")
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            technique = technique.model_copy(update={"file": str(path.resolve()), "sha256": digest})
+        pinned.append(technique)
+    return tuple(pinned)
 
 
 def _pin_text(text: Files) -> Files:
@@ -118,7 +145,7 @@ def hub_commit(source: str) -> str:
 
 def _gated(name: str) -> str:
     return (
-        f"model: {name} is gated: accept its licence at https://huggingface.co/{name} and log in"
+        f"model: {name} is gated: accept its license at https://huggingface.co/{name} and log in"
         " with: hf auth login"
     )
 

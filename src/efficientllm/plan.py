@@ -104,9 +104,11 @@ class Shelf:
         return done
 
     def tries(self, case: Case, round_: int) -> int:
-        """Attempts at a round that did not finish."""
+        """Attempts at a round that failed by themselves; being told to stop is no failure."""
         return sum(
-            record.trial.round == round_ and record.outcome.status not in DONE
+            record.trial.round == round_
+            and record.outcome.status not in DONE
+            and record.outcome.status != "interrupted"
             for record in self.here(case)
         )
 

@@ -39,6 +39,9 @@ GIB = 2**30
 CONTEXT_BYTES = 0.6 * GIB
 """What an accelerator's context and libraries take before the first tensor."""
 
+ADAPTER_BYTES = 4
+"""peft keeps adapters in float32, whatever they stand beside."""
+
 TIGHT = 0.9
 ASSUMED_EFFICIENCY = 0.35
 START_S, COMPILE_S, QUALITY_S = 4.0, 20.0, 4.0
@@ -107,22 +110,42 @@ def memory(case: Case, shape: Shape, point: Point) -> Memory:
 
 
 def weight_bytes(case: Case, shape: Shape) -> float:
-    """Bytes of the weights as a case holds them, with scales and zero points."""
+    """Bytes of the weights as a case holds them: scales, zero points and adapters too."""
     counts = cost.parameters(shape)
-    linear = counts.products
-    rest = counts.total - linear
     kind = case.workload.precision.params if isinstance(case.workload, Training) else "bf16"
+    quantized = adapters = 0.0
     for technique in case.technique:
         match technique:
             case Cast():
                 kind = technique.kind
-            case Int8WeightOnly() | Int8Dynamic():
-                return linear * 1.01 + rest * 2.0
-            case Int4WeightOnly(group_size=group):
-                return linear * (0.5 + 4 / group) + rest * 2.0
+            case Lora():
+                adapters = trained_parameters(case, shape) * ADAPTER_BYTES
+            case Int8WeightOnly() | Int8Dynamic() | Int4WeightOnly():
+                kind, quantized = "bf16", _saved_bytes(technique, shape)
             case _:
                 pass
-    return float(counts.total * cost.DTYPE_BYTES[kind])
+    return float(counts.total * cost.DTYPE_BYTES[kind]) - quantized + adapters
+
+
+def _saved_bytes(technique: Int8WeightOnly | Int8Dynamic | Int4WeightOnly, shape: Shape) -> float:
+    """Bytes below bf16. int4 has a scale and a zero for every group, int8 for every row.
+
+    What lies in no linear layer is not reached: the experts of a mixture, above all.
+    """
+    group = technique.group_size if isinstance(technique, Int4WeightOnly) else None
+    if shape.arch != "dense":
+        counts = cost.parameters(shape)
+        reached = counts.products
+        if shape.experts is not None:
+            reached = sum(layer.attention for layer in counts.layers)
+        return reached * (1.5 - 4 / group if group else 1 - 5 / shape.hidden)
+    saved = 0.0
+    for inputs, outputs in cost.linears(shape):
+        if group is None:
+            saved += inputs * outputs - 5 * outputs
+        elif inputs % group == 0 and outputs % 16 == 0:
+            saved += inputs * outputs * (1.5 - 4 / group)
+    return saved * shape.layers
 
 
 def trained_parameters(case: Case, shape: Shape) -> int:
@@ -142,7 +165,8 @@ def trained_parameters(case: Case, shape: Shape) -> int:
 
 def _training(case: Case, spec: Training, shape: Shape, weights: float) -> Memory:
     trained = trained_parameters(case, shape)
-    held = cost.DTYPE_BYTES[spec.precision.params]
+    adapted = any(isinstance(t, Lora) for t in case.technique)
+    held = ADAPTER_BYTES if adapted else cost.DTYPE_BYTES[spec.precision.params]
     element = cost.DTYPE_BYTES[spec.precision.compute]
     rows = spec.batch if spec.micro_batch == "auto" else spec.micro_batch
     tokens = rows * spec.sequence_length

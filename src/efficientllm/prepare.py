@@ -6,6 +6,7 @@ told in `resolved`.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from efficientllm.clock import sleep
-from efficientllm.device import Device, pin_attention
+from efficientllm.device import Device, allow_every_attention, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.checkpoint import build_model, tokenizer_folder
 from efficientllm.models.decoder import Decoder
@@ -135,10 +136,8 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
     )
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=False)
     if how == "layer":
-        compiling.compile_layers(decoder_layers(build.model))
-    elif how == "model":
-        compiling.be_loud()
-        build.model.compile(dynamic=False)
+        layers = decoder_layers(build.model)
+        compiling.compile_layers(layers, whole=build.adapted is None)
     vocab = assembly.face.head().weight.shape[0]
     assembly.resolved |= {
         "attention": attention,
@@ -183,8 +182,14 @@ def work_for(assembly: Assembly, point: Point, task: Task) -> Train | GenerateWo
             return _generate(assembly, spec, point, task)
         case Pretrain() | Finetune():
             assert assembly.build is not None
-            batches = _batches(assembly, spec, task)
-            return Train(assembly.build.model, assembly.face, batches, spec, assembly.device)
+            return Train(
+                assembly.build.model,
+                assembly.face,
+                _batches(assembly, spec, task),
+                spec,
+                assembly.device,
+                compile_model=assembly.resolved["compile"] == "model",
+            )
 
 
 def _batches(assembly: Assembly, spec: Pretrain | Finetune, task: Task) -> Batches:
@@ -198,6 +203,8 @@ def _batches(assembly: Assembly, spec: Pretrain | Finetune, task: Task) -> Batch
     if isinstance(spec, Finetune) and corpus.paired:
         packs = assembly.face.packs_documents
         assembly.resolved["layout"] = "packed documents" if packs else "one document a row"
+        if packs and not assembly.device.is_cpu:
+            assembly.resolved["attention"] = "flash, variable length"
         return Packed(corpus, vocabulary, **sizes, batches=wanted, separate=not packs)
     assembly.resolved["layout"] = "stream"
     return Stream(corpus, vocabulary, **sizes, batches=wanted)
@@ -245,7 +252,8 @@ def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
     length = quality.sequence_length or min(longest, 2048)
     if isinstance(spec, Generate) and build.shape is not None:
         length = quality.sequence_length or min(2048, build.shape.max_positions)
-    with _compute(spec, assembly.device):
+    allow_every_attention()
+    with compiling.eagerly(), _compute(spec, assembly.device):
         scores = score(
             assembly.face,
             corpus,
@@ -257,7 +265,5 @@ def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
     return scores, ""
 
 
-def _compute(spec: Training | Generate, device: Device) -> Any:
-    from contextlib import nullcontext
-
+def _compute(spec: Training | Generate, device: Device) -> AbstractContextManager[object]:
     return autocast(spec.precision, device) if isinstance(spec, Training) else nullcontext()

@@ -95,6 +95,7 @@ class ForkServer:
         with errors.open("ab") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "efficientllm.forkserver", str(os.getpid())],
+                bufsize=0,  # a request that cannot be written must not wait for close()
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -119,7 +120,6 @@ class ForkServer:
         request = json.dumps({"folder": str(folder)}) + "\n"
         try:
             self._process.stdin.write(request.encode())
-            self._process.stdin.flush()
         except BrokenPipeError as error:
             raise CannotStart(f"the fork server has ended\n{self._last_words()}") from error
         return _Forked(self, self._message("folder", 30.0)["pid"])
@@ -134,6 +134,8 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.returncode == 0:
+            self._errors.unlink(missing_ok=True)
 
     def exit_of(self, pid: int, seconds: float) -> int | None:
         """How a worker ended, waiting at most so long."""

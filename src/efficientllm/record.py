@@ -103,6 +103,7 @@ class PointResult(Frozen):
     holdings: dict[str, int] = {}
     memory: dict[str, int | None] = {}
     output_sha256: str = ""
+    compilation: dict[str, int] = {}
 
     def window(self, name: str) -> Window | None:
         return next((window for window in self.windows if window.name == name), None)
@@ -126,6 +127,7 @@ class Reach(Frozen):
     by_kind: dict[str, int]
     bytes_before: int
     bytes_after: int
+    source: str = ""
 
 
 class Build(Frozen):

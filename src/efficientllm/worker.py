@@ -33,6 +33,7 @@ from efficientllm.record import Outcome, PointResult, Unsupported
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.protocol import Protocol as MeasuringProtocol
 from efficientllm.techniques.peft import merge_adapters
+from efficientllm.workloads.compiling import report as compilation_report
 from efficientllm.workloads.train import NotFinite, Train
 
 IDLE_SECONDS = 2.0
@@ -139,6 +140,7 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
                 "windows": windows,
                 "holdings": work.holdings(),
                 "memory": setting.memory.peaks(),
+                "compilation": compilation_report(),
             }
         )
         return work.result(done)

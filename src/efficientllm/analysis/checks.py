@@ -70,7 +70,7 @@ def _compilation(view: View) -> Iterator[Flag]:
     if again:
         text = f"{again} graphs were compiled inside a steady window"
         yield Flag("RECOMPILE", "invalid", "all", text)
-    breaks = view.record.resolved.get("graph_breaks", 0)
+    breaks = view.point.compilation.get("graph_breaks", 0)
     if breaks:
         text = f"{breaks} graph breaks: part of the model ran without compilation"
         yield Flag("COMPILE_PARTIAL", "warn", "all", text)
@@ -149,6 +149,9 @@ def _conditions(view: View) -> Iterator[Flag]:
     if record.declared_peak is not None:
         text = f"peaks as declared: {record.declared_peak.get('source', 'no source')}"
         yield Flag("PEAK_DECLARED", "info", "all", text)
+    if view.case.custom:
+        text = "a technique of somebody's own: shown, not ranked among built-in ones"
+        yield Flag("CUSTOM_CODE", "warn", "all", text)
     if record.case.get("model", {}).get("allow_code"):
         yield Flag("REMOTE_CODE", "warn", "all", "ran Python code that came with the checkpoint")
 

@@ -107,7 +107,7 @@ class Row:
         """Whether this row may be compared as a result: ok, not smoke, nothing invalid."""
         protocol = Protocol.model_validate(self.record.protocol)
         bad = any(flag.level == "invalid" and flag.about == "all" for flag in self.flags)
-        return self.status == "ok" and protocol.ranked and not bad
+        return self.status == "ok" and protocol.ranked and not bad and not self.case.custom
 
     def cell(self, key: str) -> Cell:
         """One metric over the row's trials."""
@@ -270,7 +270,8 @@ def _family(row: Row) -> tuple[str, str, str]:
 def precise(records: list[Record], protocol: Protocol) -> bool:
     """Whether a case's trials reach the protocol's precision in time and in energy.
 
-    The slowest-to-settle point decides. Metrics that nothing measured ask for nothing.
+    The slowest-to-settle point decides. Metrics that nothing measured ask for nothing; how
+    steady one run was says nothing here.
     """
     limits = protocol.limits
     if protocol.trials is not None or limits.time_half_width is None:
@@ -286,7 +287,8 @@ def precise(records: list[Record], protocol: Protocol) -> bool:
             interval = row.cell(key).interval
             if interval is None or target is None or row.cell(key).invalid:
                 continue
-            if interval.half_width is None or interval.half_width > target:
+            half_width = interval.half_width if interval.basis == "trials" else None
+            if half_width is None or half_width > target:
                 return False
     return True
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from efficientllm.catalog.shape import read_catalog
-from efficientllm.spec.document import SpecError
+from efficientllm.spec.document import SpecError, read
 from efficientllm.spec.problems import nearest
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Peak(BaseModel):
@@ -22,10 +23,10 @@ class Peak(BaseModel):
 
     id: str
     match: tuple[str, ...]
-    memory_gib: float
-    bandwidth_tb_s: float
-    power_w: float
-    peak: dict[str, float]
+    memory_gib: Positive
+    bandwidth_tb_s: Positive
+    power_w: Positive
+    peak: dict[str, Positive]
     source: str
     nominal: bool = False
     declared: bool = False
@@ -48,10 +49,10 @@ def peaks() -> tuple[Peak, ...]:
 
 def declared(path: Path) -> Peak:
     """A peak that a user declares for a card the catalog lacks; it is shown as declared."""
+    documents = read(path)
     try:
-        row: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
-        return Peak.model_validate(row | {"declared": True})
-    except (OSError, ValueError, TypeError) as error:
+        return Peak.model_validate({**documents[0].value, "declared": True})
+    except (IndexError, ValueError, TypeError) as error:
         raise SpecError(
             f"{path}: not a machine's peaks (see catalog/machines.yaml): {error}"
         ) from error

@@ -39,7 +39,7 @@ def window_energy(view: View, window: Window | Unmeasured) -> Energy | Unmeasure
     if isinstance(window, Unmeasured):
         return window
     if window.seconds < MIN_SECONDS:
-        return Unmeasured(f"window of {window.seconds:.2g} s: energy needs {MIN_SECONDS:.0f} s")
+        return Unmeasured(f"window of {window.seconds:.3g} s: energy needs {MIN_SECONDS:.0f} s")
     counter = view.series("energy")
     if counter is not None:
         found = _from_counter(counter, window, "energy counter")

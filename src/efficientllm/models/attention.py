@@ -65,7 +65,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, positions: Positions, cache: KeyValue | None = None) -> Tensor:
         """x [B, T, C] -> [B, T, C]; writes into `cache` when one is given."""
         q, k, v = self._project(x)
-        q, k = (rotate(t, positions.cos, positions.sin) for t in (q, k))
+        # Under autocast the angles are float32 and q is not; the kernel wants one type.
+        cos, sin = positions.cos.to(q.dtype), positions.sin.to(q.dtype)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None and positions.slot is not None:
             cache.k.index_copy_(2, positions.slot, k)
             cache.v.index_copy_(2, positions.slot, v)

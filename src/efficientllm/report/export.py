@@ -34,7 +34,7 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             k: Path(v).name
-            if k in ("path", "tokenizer", "source") and _is_path(v)
+            if k in ("path", "tokenizer", "source", "file") and _is_path(v)
             else _without_paths(v)
             for k, v in value.items()
         }

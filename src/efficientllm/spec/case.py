@@ -12,6 +12,7 @@ from efficientllm.spec.model import CatalogShape, Model, Product
 from efficientllm.spec.technique import (
     TUNING,
     WEIGHTS,
+    Custom,
     Lora,
     Techniques,
     label,
@@ -72,7 +73,7 @@ class Case(Spec):
                 raise ValueError("technique: pretraining starts from scratch and takes none")
             case Pretrain() if not hasattr(self.model, "tokenizer"):
                 raise ValueError("model: pretraining takes a backbone or a catalog shape")
-            case Finetune() if not tuning:
+            case Finetune() if not tuning and not self.custom:
                 raise ValueError("technique: finetune needs one of full, freeze, lora")
             case Finetune() if weights and not any(isinstance(t, Lora) for t in self.technique):
                 raise ValueError(
@@ -90,6 +91,11 @@ class Case(Spec):
     def case_id(self) -> str:
         """SHA-256 of what is measured; the name, paths, protocol and machine stay outside."""
         return digest({k: getattr(self, k) for k in ("model", "technique", "workload", "quality")})
+
+    @property
+    def custom(self) -> bool:
+        """Whether somebody's own code is part of this case."""
+        return any(isinstance(technique, Custom) for technique in self.technique)
 
     @property
     def points(self) -> tuple[Point, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from efficientllm.spec.canonical import Spec
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import Path_, SpecError, dotted, parse
 from efficientllm.spec.problems import nearest
@@ -25,18 +26,45 @@ class Setting(NamedTuple):
     line: int | None
 
 
-def read_overrides(
-    overrides: tuple[str, ...],
-) -> tuple[list[Setting], list[list[list[Setting]]], dict[str, Any]]:
+Axis = list[list[Setting]]
+
+
+class Overrides(NamedTuple):
+    """What the command line sets: single values, axes, and the suite's own header."""
+
+    settings: tuple[Setting, ...]
+    axes: tuple[Axis, ...]
+    header: dict[str, Any]
+
+    def for_workload(self, kind: str) -> Overrides:
+        """The part that a block with this workload can take: `steps=10` is nothing to generate."""
+        return self._replace(
+            settings=tuple(s for s in self.settings if _takes(kind, s.key)),
+            axes=tuple(axis for axis in self.axes if _takes(kind, axis[0][0].key)),
+        )
+
+    def keys(self) -> set[Path_]:
+        """Every key that is set."""
+        return {s.key for s in (*self.settings, *(axis[0][0] for axis in self.axes))}
+
+    def naming(self) -> Overrides:
+        """With model and technique as axes, so that they stand in the cases' names."""
+        named = [s for s in self.settings if s.key in (("model",), ("technique",))]
+        axes = ([[s]] for s in sorted(named, key=lambda s: s.key))
+        rest = tuple(s for s in self.settings if s not in named)
+        return self._replace(settings=rest, axes=(*axes, *self.axes))
+
+
+def read_overrides(overrides: tuple[str, ...]) -> Overrides:
     """Split `key=value` into settings, axes (comma lists) and header values."""
     settings: list[Setting] = []
-    axes: list[list[list[Setting]]] = []
+    axes: list[Axis] = []
     header: dict[str, Any] = {}
     for item in overrides:
         text, equals, value_text = item.partition("=")
         if not equals or not text:
             raise SpecError(f"{item!r}: settings are written key=value")
-        key = _shortsplit_key(split_key(text))
+        key = _full_key(split_key(text))
         values = _values(value_text, item)
         if key[0] in HEADER:
             if len(values) > 1 or len(key) > 1 + (key[0] == "protocol"):
@@ -48,16 +76,26 @@ def read_overrides(
             settings.append(Setting(key, values[0], None))
         else:
             axes.append([[Setting(key, value, None)] for value in values])
-    return settings, axes, header
+    return Overrides(tuple(settings), tuple(axes), header)
 
 
 _CASE_KEYS = frozenset(Case.model_fields)
-_WORKLOAD_KEYS = frozenset(
-    key for kind in (Pretrain, Finetune, Generate) for key in kind.model_fields
-)
+_WORKLOADS: dict[str, type[Spec]] = {
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "generate": Generate,
+}
+_WORKLOAD_KEYS = frozenset(key for kind in _WORKLOADS.values() for key in kind.model_fields)
 
 
-def _shortsplit_key(key: Path_) -> Path_:
+def _takes(kind: str, key: Path_) -> bool:
+    """Whether a workload of this kind has the key; keys outside the workload always fit."""
+    if key[0] != "workload" or len(key) < 2 or kind not in _WORKLOADS:
+        return True
+    return key[1] in _WORKLOADS[kind].model_fields
+
+
+def _full_key(key: Path_) -> Path_:
     """`steps=10` and `points.batch=1` mean the workload's; `protocol=` the suite's."""
     if key[0] in _CASE_KEYS or key[0] in HEADER:
         return key
@@ -90,9 +128,7 @@ def split_key(text: str) -> Path_:
     return parts
 
 
-def not_overridden(
-    axes: list[list[list[Setting]]], overridden: set[Path_]
-) -> list[list[list[Setting]]]:
+def not_overridden(axes: list[Axis], overridden: set[Path_]) -> list[Axis]:
     """Axes without the keys that the command line sets: its word is the last."""
     kept = []
     for axis in axes:

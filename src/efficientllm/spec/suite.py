@@ -22,27 +22,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from importlib import resources
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from efficientllm.spec.case import Case
-from efficientllm.spec.document import Document, Path_, SpecError, dotted, parse, read
-from efficientllm.spec.model import Product, model_from_name
+from efficientllm.spec.document import Document, SpecError, dotted, parse, read
+from efficientllm.spec.grid import Draft, axes_of, expand
+from efficientllm.spec.model import Product
 from efficientllm.spec.overrides import (
     HEADER,
-    Setting,
+    Overrides,
     not_overridden,
     read_overrides,
     split_key,
 )
 from efficientllm.spec.problems import explain, nearest
 from efficientllm.spec.protocol import AnyProtocol, Protocol
-from efficientllm.spec.technique import label
 
 MAX_CASES = 10_000
 MAX_NAME = 200
@@ -59,15 +57,6 @@ class Suite(NamedTuple):
 
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)
-
-
-class _Draft(NamedTuple):
-    """One expanded case before validation: lines of its base, and of what was set over it."""
-
-    value: dict[str, Any]
-    lines: dict[Path_, int]
-    labels: tuple[str, ...]
-    set_lines: dict[Path_, int | None]
 
 
 def builtin_names() -> list[str]:
@@ -102,23 +91,12 @@ def _suite(
 ) -> Suite:
     if not documents:
         raise SpecError(f"{source}: empty; a suite needs at least `base:`")
-    settings, axes, header_settings = read_overrides(overrides)
-    header = _header(documents[0], source, header_settings)
-    cases: dict[str, Case] = {}
-    total = 0
-    overridden = {s.key for s in (*settings, *(s for axis in axes for s in axis[0]))}
-    for document in documents:
-        _check_block(document, source, first=document is documents[0])
-        block_axes = [*not_overridden(_axes(document, source), overridden), *axes]
-        total += math.prod(len(axis) for axis in block_axes)
-        if total > MAX_CASES:
-            raise SpecError(f"{source}: {total} cases or more; a suite has at most {MAX_CASES}")
-        for draft in _expand(document, block_axes, settings, source):
-            case = _validated(draft, cases, source)
-            cases[case.name] = case
+    given = read_overrides(overrides) if name is None else read_overrides(overrides).naming()
+    header = _header(documents[0], source, given.header)
+    cases = _cases(documents, source, given)
     title = _words(header.get("suite"), f"{source}: suite") or name or Path(source).stem
     question = _words(header.get("question"), f"{source}: question")
-    set_lines = {split_key(key): None for key in header_settings}
+    set_lines = {split_key(key): None for key in given.header}
     try:
         protocol: Protocol = TypeAdapter(AnyProtocol).validate_python(header["protocol"])
     except ValidationError as error:
@@ -127,6 +105,34 @@ def _suite(
             explain(error, source, lines, prefix=prefix, set_lines=set_lines, root=Protocol)
         ) from error
     return Suite(title, question, protocol, tuple(cases.values()))
+
+
+def _cases(documents: list[Document], source: str, given: Overrides) -> dict[str, Case]:
+    """Every case of every block, by name; an override goes to the blocks that have its key."""
+    cases: dict[str, Case] = {}
+    unused, total = given.keys(), 0
+    for document in documents:
+        _check_block(document, source, first=document is documents[0])
+        mine = given.for_workload(_workload_of(document))
+        unused -= mine.keys()
+        axes = [*not_overridden(axes_of(document, source), mine.keys()), *mine.axes]
+        total += math.prod(len(axis) for axis in axes)
+        if total > MAX_CASES:
+            raise SpecError(f"{source}: {total} cases or more; a suite has at most {MAX_CASES}")
+        for draft in expand(document, axes, list(mine.settings), source):
+            case = _validated(draft, cases, source)
+            cases[case.name] = case
+    if unused:
+        names = ", ".join(sorted(dotted(key) for key in unused))
+        raise SpecError(f"{source}: {names}: no such key in any block")
+    return cases
+
+
+def _workload_of(document: Document) -> str:
+    """The kind of a block's workload, as far as it is written."""
+    workload = document.value["base"].get("workload")
+    kind = workload.get("kind") if isinstance(workload, dict) else workload
+    return str(kind)
 
 
 def _header(document: Document, source: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -164,89 +170,7 @@ def _check_block(document: Document, source: str, *, first: bool) -> None:
         raise SpecError(f"{source}:{line}: base: needs a mapping that describes one case")
 
 
-def _axes(document: Document, source: str) -> list[list[list[Setting]]]:
-    """Each axis as its alternatives, each alternative as the settings it makes."""
-    grid = document.value.get("grid") or []
-    if not isinstance(grid, list):
-        raise SpecError(f"{source}:{document.lines[('grid',)]}: grid: needs a list of axes")
-    return [_axis(axis, ("grid", i), document.lines, source) for i, axis in enumerate(grid)]
-
-
-def _axis(axis: Any, path: Path_, lines: dict[Path_, int], source: str) -> list[list[Setting]]:
-    line = lines.get(path)
-    try:
-        if isinstance(axis, dict) and len(axis) == 1:
-            ((name, values),) = axis.items()
-            if isinstance(values, list) and values:
-                key = split_key(name)
-                where = [lines.get((*path, name, i), line) for i in range(len(values))]
-                return [[Setting(key, v, w)] for v, w in zip(values, where, strict=True)]
-        if isinstance(axis, list) and axis and all(isinstance(m, dict) and m for m in axis):
-            return [
-                [Setting(split_key(k), v, lines.get((*path, i, k), line)) for k, v in m.items()]
-                for i, m in enumerate(axis)
-            ]
-    except SpecError as error:
-        raise SpecError(f"{source}:{line}: {error}") from error
-    raise SpecError(
-        f"{source}:{line}: an axis is one `key: [values]`, or a list of mappings that set keys"
-        " together"
-    )
-
-
-def _expand(
-    document: Document, axes: list[list[list[Setting]]], fixed: list[Setting], source: str
-) -> Iterator[_Draft]:
-    base_lines = {path[1:]: n for path, n in document.lines.items() if path[:1] == ("base",)}
-    for combination in product(*axes):
-        value = _copy(document.value["base"])
-        labels = tuple(_label(alternative) for alternative in combination)
-        settings = [*fixed, *(s for alternative in combination for s in alternative)]
-        settings.sort(key=lambda setting: len(setting.key))  # a whole before its parts
-        for setting in settings:
-            _set(value, setting, source)
-        yield _Draft(value, base_lines, labels, {s.key: s.line for s in settings})
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
-
-
-def _set(value: dict[str, Any], setting: Setting, source: str) -> None:
-    *parents, last = setting.key
-    target = value
-    for depth, part in enumerate(parents):
-        inner = target.get(str(part))
-        if part == "model" and depth == 0:
-            inner = model_from_name(inner)
-        if isinstance(inner, str):
-            inner = {"kind": inner}
-        if inner is None:
-            inner = {}
-        if not isinstance(inner, dict):
-            where = f"{source}:{setting.line}" if setting.line else source
-            raise SpecError(f"{where}: {dotted(setting.key)}: {part} is not a mapping")
-        target[str(part)] = inner
-        target = inner
-    target[str(last)] = setting.value
-
-
-def _label(alternative: list[Setting]) -> str:
-    return "-".join(_label_of(setting.value) for setting in alternative)
-
-
-def _label_of(value: Any) -> str:
-    if isinstance(value, dict):
-        inner = [f"{k}{_label_of(v)}" for k, v in value.items() if k != "kind"]
-        return "-".join([str(value.get("kind", "")), *inner]).strip("-")
-    if isinstance(value, list):
-        return "+".join(_label_of(item) for item in value)
-    return "none" if value is None else str(value)
-
-
-def _validated(draft: _Draft, earlier: dict[str, Case], source: str) -> Case:
+def _validated(draft: Draft, earlier: dict[str, Case], source: str) -> Case:
     value = draft.value
     try:
         case = Case.model_validate(value)
@@ -263,7 +187,7 @@ def _validated(draft: _Draft, earlier: dict[str, Case], source: str) -> Case:
     return _with_parent(case, earlier, draft, source)
 
 
-def _with_parent(case: Case, earlier: dict[str, Case], draft: _Draft, source: str) -> Case:
+def _with_parent(case: Case, earlier: dict[str, Case], draft: Draft, source: str) -> Case:
     """Embed the parent's id, so a product's id changes whenever its ancestry does."""
     if not isinstance(case.model, Product) or case.model.parent:
         return case
@@ -280,14 +204,3 @@ def _with_parent(case: Case, earlier: dict[str, Case], draft: _Draft, source: st
         raise SpecError(f"{where}: model.of: {none}{case.model.of!r} {why}{hint}")
     model = case.model.model_copy(update={"parent": parent.case_id})
     return case.model_copy(update={"model": model})
-
-
-def describe(case: Case) -> str:
-    """A case in a few words: technique or attention, then the model."""
-    model = case.model
-    name = getattr(model, "name", None) or getattr(model, "of", None) or ""
-    if model.kind == "backbone":
-        name = f"backbone {model.preset} {model.attention.kind}"
-    elif model.kind == "checkpoint":
-        name = model.source
-    return f"{label(case.technique)} {name}".strip()

@@ -3,7 +3,7 @@
 A technique is written as its name, with the back-end after a colon where there is a
 choice, and several are joined by a plus sign in the order of application:
 
-    lora        int4:tinygemm        bf16+lora        int4+lora
+    lora     int4:tinygemm     bf16+lora     int4+lora     custom:prune.py:apply
 
 A mapping gives parameters: `{kind: lora, r: 8}`.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from efficientllm.spec.canonical import Many, Spec
+from efficientllm.spec.canonical import Many, Spec, local
 
 
 class Full(Spec):
@@ -72,10 +72,26 @@ class Int4WeightOnly(Spec):
     group_size: Literal[32, 64, 128, 256] = 128
 
 
+class Custom(Spec):
+    """A user's own function from a file, run on the model before it is measured.
+
+    The file's content identifies the technique and is kept in the record. Rows with one
+    are shown and never ranked among built-in ones.
+    """
+
+    kind: Literal["custom"] = "custom"
+    file: str = local("", description="a Python file")
+    function: str = Field(pattern=r"^[A-Za-z_]\w*$", description="called with the model")
+    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+
+
 def _from_name(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     name, colon, backend = value.partition(":")
+    if name == "custom":
+        file, _, function = backend.rpartition(":")
+        return {"kind": name, "file": file, "function": function}
     return {"kind": name, "backend": backend} if colon else {"kind": name}
 
 
@@ -92,7 +108,7 @@ def _from_composed(value: Any) -> Any:
 
 Technique = Annotated[
     Annotated[
-        Full | Freeze | Lora | Cast | Int8WeightOnly | Int8Dynamic | Int4WeightOnly,
+        Full | Freeze | Lora | Cast | Int8WeightOnly | Int8Dynamic | Int4WeightOnly | Custom,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_from_name),
@@ -107,6 +123,6 @@ def label(techniques: tuple[Technique, ...]) -> str:
     """The composed string form, as it is written on the command line."""
     names = []
     for technique in techniques:
-        backend = getattr(technique, "backend", "auto")
-        names.append(technique.kind if backend == "auto" else f"{technique.kind}:{backend}")
+        detail = getattr(technique, "backend", getattr(technique, "function", "auto"))
+        names.append(technique.kind if detail == "auto" else f"{technique.kind}:{detail}")
     return "+".join(names) or "none"

@@ -141,7 +141,6 @@ class Probe(Spec):
 
     kind: Literal["probe"] = "probe"
     check: Literal["sleep", "product", "copy", "idle", "square"] = "sleep"
-    seconds: Annotated[float, Field(gt=0, le=600)] = 1.0
 
 
 def _kind_from_name(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import assert_never
 from efficientllm.record import Reach
 from efficientllm.spec.technique import (
     Cast,
+    Custom,
     Freeze,
     Full,
     Int4WeightOnly,
@@ -20,6 +21,7 @@ from efficientllm.spec.technique import (
     Technique,
 )
 from efficientllm.techniques.build import Build
+from efficientllm.techniques.custom import apply_custom
 from efficientllm.techniques.peft import apply_freeze, apply_full, apply_lora
 from efficientllm.techniques.precision import apply_cast
 from efficientllm.techniques.quantize import apply_quantization
@@ -38,5 +40,7 @@ def apply(build: Build, technique: Technique) -> Reach:
             return apply_lora(build, technique)
         case Int8WeightOnly() | Int8Dynamic() | Int4WeightOnly():
             return apply_quantization(build, technique)
+        case Custom():
+            return apply_custom(build, technique)
         case _:
             assert_never(technique)

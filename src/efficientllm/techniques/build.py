@@ -40,7 +40,6 @@ def kind_of(name: str) -> str:
     """The kind of module that a parameter belongs to, by its name."""
     for part, kind in (
         ("lora_", "adapter"),
-        ("embed_out", "head"),  # GPT-NeoX
         ("embed", "embedding"),
         ("lm_head", "head"),
         ("norm", "norm"),

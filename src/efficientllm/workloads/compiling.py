@@ -9,11 +9,17 @@ silently runs eager is a different measurement.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
+import torch
 from torch import nn
 
 from efficientllm.device import Device
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def resolve(wanted: str, device: Device, *, ours: bool, decode: bool) -> str:
@@ -32,11 +38,15 @@ def be_loud() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
-def compile_layers(layers: nn.ModuleList) -> None:
-    """Compile every layer in place; they share code, so the first pays for all."""
+def compile_layers(layers: nn.ModuleList, *, whole: bool = True) -> None:
+    """Compile every layer in place; they share code, so the first pays for all.
+
+    `whole` insists on one graph a layer. Layers that adapters have replaced parts of may
+    break into several; the breaks are counted and flagged.
+    """
     be_loud()
     for layer in layers:
-        layer.compile(fullgraph=True, dynamic=False)
+        layer.compile(fullgraph=whole, dynamic=False)
 
 
 def reset() -> None:
@@ -52,7 +62,24 @@ def compilations() -> int:
     return int(_counters("stats").get("unique_graphs", 0))
 
 
-def report() -> dict[str, Any]:
+def compiled(step: Callable[P, R]) -> Callable[P, R]:
+    """A whole step compiled as one graph."""
+    be_loud()
+    made: Callable[P, R] = torch.compile(step, fullgraph=True, dynamic=False)
+    return made
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run without compiled code: scoring sees many shapes, and compiling each helps nobody."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def report() -> dict[str, int]:
     """What dynamo did: graphs, breaks; empty where nothing was compiled."""
     if not compilations():
         return {}

@@ -68,7 +68,8 @@ def _liger() -> Loss:
 
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         out: Any = LigerFusedLinearCrossEntropyFunction.apply(
-            hidden, weight.to(hidden.dtype), targets, None, None, IGNORED, 0.0, 0.0, "sum"
+            *(hidden, weight.to(hidden.dtype), targets, None, None, IGNORED, 0.0, 0.0, "sum"),
+            *(None, False, torch.float32),  # no softcap, no z loss, gradients summed in float32
         )
         return out[0] if isinstance(out, tuple) else out
 

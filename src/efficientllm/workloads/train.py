@@ -44,9 +44,12 @@ class Train:
         batches: Batches,
         spec: Training,
         device: Device,
+        *,
+        compile_model: bool = False,
     ) -> None:
         self._model, self._face, self._batches = model, face, batches
         self._spec, self._device = spec, device
+        self._hidden = compiling.compiled(face.hidden) if compile_model else face.hidden
         self.budget = spec.budget_steps
         self._loss = loss_of(resolve(spec.loss, device, face.head().weight.shape[0]))
         self._trained = [p for p in model.parameters() if p.requires_grad]
@@ -67,11 +70,11 @@ class Train:
         self._set_rate()
         total = batch.counts["loss_tokens"]
         loss = torch.zeros((), device=self._device.torch)
-        with autocast(self._spec.precision, self._device):
-            for tokens, targets, documents in self._micro_batches(batch):
+        for tokens, targets, documents in self._micro_batches(batch):
+            with autocast(self._spec.precision, self._device):
                 part = self._forward(tokens, targets, documents) / total
-                self._scaler.scale(part).backward()
-                loss += part.detach()
+            self._scaler.scale(part).backward()
+            loss += part.detach()
         self._update()
         self._losses[self._step % len(self._losses)].copy_(loss, non_blocking=True)
         self._counts.append(batch.counts)
@@ -118,7 +121,8 @@ class Train:
         self._optimizer.state.clear()
 
     def _forward(self, tokens: Tensor, targets: Tensor, documents: Documents | None) -> Tensor:
-        hidden = self._face.hidden(tokens, documents)
+        # Under autocast the last norm gives float32; the head multiplies in the compute type.
+        hidden = self._hidden(tokens, documents).to(TORCH_TYPES[self._spec.precision.compute])
         return self._loss(hidden.flatten(0, 1), self._face.head().weight, targets.flatten())
 
     def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Documents | None]]:
