@@ -96,16 +96,17 @@ def _window(record: Record | None) -> Window | None:
     return record.points[0].windows[0]
 
 
-def _failed(record: Record | None) -> str:
+def _unanswered(what: str, record: Record | None) -> Line:
+    """A check that gave nothing: taken by another process, or failed, which is a fault."""
     if record is None:
-        return "another process is measuring here"
-    return f"{record.outcome.status}: {record.outcome.reason}"
+        return Line(what, "no", "another process is measuring here")
+    return Line(what, "WRONG", f"{record.outcome.status}: {record.outcome.reason}")
 
 
 def _time(record: Record | None) -> Line:
     window = _window(record)
     if window is None:
-        return Line("time", "no", _failed(record))
+        return _unanswered("time", record)
     asked = window.counts["asked_s"] / window.units
     off = statistics.median(window.unit_s) / asked - 1
     answer = "yes" if abs(off) <= SLEEP_TOLERANCE else "WRONG"
@@ -120,7 +121,7 @@ def _memory(gpu: Gpu | None) -> Line:
 
 def _energy(record: Record | None) -> list[Line]:
     if record is None or not record.points:
-        return [Line("energy", "no", _failed(record))]
+        return [_unanswered("energy", record)]
     view = View(record, record.points[0])
     window = view.main_window
     energy = window_energy(view, window)
@@ -162,9 +163,7 @@ def _activity(record: Record | None) -> Line:
 def _peaks(records: dict[str, Record | None], gpu: Gpu | None) -> Line:
     product, copy = _window(records["product"]), _window(records["copy"])
     if product is None or copy is None:
-        return Line(
-            "peak", "no", _failed(records["product"] if product is None else records["copy"])
-        )
+        return _unanswered("peak", records["product"] if product is None else records["copy"])
     flops = product.counts["flops"] / product.seconds / 1e12
     moved = copy.counts["bytes"] / copy.seconds / 1e12
     now = f"{flops:.3g} TFLOP/s and {moved:.3g} TB/s measured now"

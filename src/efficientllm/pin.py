@@ -77,8 +77,26 @@ def _pin_model(case: Case, *, allow_code: bool) -> Any:
         folder = Path(model.source).expanduser()
         if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
             raise SpecError(f"model: {model.source}: no checkpoint there (no config.json)")
-        return model.model_copy(update={"sha256": _digest_of(folder, CHECKPOINT_FILES)})
+        return model.model_copy(update={"sha256": _checkpoint_digest(folder)})
     return model if model.commit else model.model_copy(update={"commit": hub_commit(model.source)})
+
+
+def _checkpoint_digest(folder: Path) -> str:
+    """A folder's content; an adapter's with that of the weights it belongs to."""
+    own = _digest_of(folder, CHECKPOINT_FILES)
+    adapter = folder / "adapter_config.json"
+    if (folder / "config.json").exists() or not adapter.exists():
+        return own
+    try:
+        base = str(json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path") or "")
+    except ValueError as error:
+        raise SpecError(f"{adapter}: not JSON ({error})") from error
+    if not base:
+        raise SpecError(f"{adapter}: names no base model")
+    if not is_local(base):
+        return hashlib.sha256(f"{own} {hub_commit(base)}".encode()).hexdigest()
+    path = Path(base).expanduser()
+    return hashlib.sha256(f"{own} {_digest_of(path, CHECKPOINT_FILES)}".encode()).hexdigest()
 
 
 def _pin_techniques(case: Case, *, allow_code: bool) -> Techniques:

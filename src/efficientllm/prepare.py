@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from efficientllm.clock import sleep
+from efficientllm.cost import parameters
 from efficientllm.device import Device, allow_every_attention, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.checkpoint import build_model, tokenizer_folder
@@ -82,7 +83,9 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
     )
     build = Build(model, shape, device.torch, weights_random=case.random_weights)
     assembly.build = build
-    assembly.logical_params = sum(p.numel() for p in model.parameters())
+    # Packed 4-bit checkpoints hold two weights in one element, so the shape counts, if known.
+    counted = sum(p.numel() for p in model.parameters())
+    assembly.logical_params = counted if shape is None else parameters(shape).total
     assembly.resolved["implementation"] = (
         "decoder" if isinstance(model, Decoder) else "transformers"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from efficientllm.spec.case import Case, Point
+from efficientllm.spec.case import Point
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Product
 from efficientllm.spec.protocol import Protocol
@@ -16,7 +16,6 @@ from efficientllm.spec.suite import (
     MAX_CASES,
     Suite,
     builtin_names,
-    describe,
     load_suite,
     one_line_suite,
 )
@@ -602,11 +601,3 @@ def test_one_string_names_any_kind_of_model(
 ) -> None:
     model = line(f"model={value}").cases[0].model
     assert (model.kind, getattr(model, field)) == (kind, expected)
-
-
-def test_a_case_is_described_in_a_few_words() -> None:
-    case = Case.model_validate(
-        {"model": "backbone-tiny", "technique": "int4", "workload": "generate"}
-    )
-    assert describe(case) == "int4 backbone tiny gqa"
-    assert describe(line("model=a/b").cases[0]) == "none a/b"

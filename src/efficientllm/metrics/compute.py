@@ -7,6 +7,8 @@ quantization multiplies in bf16. An unknown card has no MFU.
 from __future__ import annotations
 
 from efficientllm.cost import (
+    attention_flops,
+    causal_pairs,
     kv_bytes_per_token,
     prefill_flops,
     training_flops,
@@ -37,7 +39,12 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
     shape, workload = view.shape, view.case.workload
     if shape is None:
         return Unmeasured(_NO_FORMULA)
+    if view.case.custom:
+        return Unmeasured("nobody has counted what a custom technique changes")
     if isinstance(workload, Training):
+        limit = shape.sliding_window
+        if limit is not None and workload.sequence_length > limit:
+            return Unmeasured("pairs inside a sliding window are not counted in training yet")
         window = view.window("step")
         if isinstance(window, Unmeasured):
             return window
@@ -57,12 +64,10 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
 
 
 def _prefill_above_causal(view: View, window: Window) -> float:
-    from efficientllm.cost import attention_flops, causal_pairs
-
     shape, (batch, context) = view.shape, (view.point.batch, view.point.context)
     assert shape is not None
-    more = attention_flops(shape, batch * (context**2 - causal_pairs(context)))
-    return (more or 0.0) * window.units
+    counted = causal_pairs(context, shape.sliding_window)
+    return (attention_flops(shape, batch * (context**2 - counted)) or 0.0) * window.units
 
 
 def _peak_flops(view: View) -> Value:

@@ -26,8 +26,8 @@ class Files(Spec):
     """A file or a folder of .txt, .md, .jsonl, .jsonl.zst or .parquet.
 
     Rows hold either running text (`text_field`) or a prompt and its response. A row's
-    `split`, or a file called test*, valid* or heldout*, marks what is held out; without
-    either, every twentieth document (by digest) is held out.
+    `split`, or a file called test*, valid*, dev*, heldout* or held_out*, marks what is held
+    out; without either, every twentieth document (by digest) is held out.
     """
 
     kind: Literal["files"] = "files"

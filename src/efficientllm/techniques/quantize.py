@@ -74,16 +74,20 @@ def _config(technique: Quantization, device: torch.device) -> tuple[Any, str]:
     """The torchao configuration, and the name of what multiplies."""
     from torchao import quantization as ao
 
+    # torchao would change the compiler's settings for the whole process; a bf16 row beside
+    # this one is compiled without them, and so is this.
+    same = {"set_inductor_config": False}
     match technique:
         case Int8WeightOnly():
-            return ao.Int8WeightOnlyConfig(), "torchao"
+            return ao.Int8WeightOnlyConfig(**same), "torchao"
         case Int8Dynamic():
-            return ao.Int8DynamicActivationInt8WeightConfig(), "torchao"
+            return ao.Int8DynamicActivationInt8WeightConfig(**same), "torchao"
         case Int4WeightOnly(group_size=group) if device.type == "cpu":
             from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
-            return PrototypeInt4WeightOnlyConfig(group_size=group), "tinygemm (CPU layout)"
+            config = PrototypeInt4WeightOnlyConfig(group_size=group, **same)
+            return config, "tinygemm (CPU layout)"
         case Int4WeightOnly(group_size=group):
             packed = "tile_packed_to_4d"
-            config = ao.Int4WeightOnlyConfig(group_size=group, int4_packing_format=packed)
+            config = ao.Int4WeightOnlyConfig(group_size=group, int4_packing_format=packed, **same)
             return config, f"tinygemm ({packed})"

@@ -1,0 +1,90 @@
+"""Attention against its definition, written out one query at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from efficientllm.models.attention import KeyValue, attend, attend_cache
+from efficientllm.models.position import Documents, Rotary, rotate
+
+
+def by_hand(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: int, last: int
+) -> list[float]:
+    """One query [D] against keys first..last [S, D], in Python numbers."""
+    scores = [
+        sum(a * b for a, b in zip(q.tolist(), k[j].tolist(), strict=True)) / math.sqrt(len(q))
+        for j in range(first, last + 1)
+    ]
+    weights = [math.exp(s - max(scores)) for s in scores]
+    return [
+        sum(w * v[first + i, d].item() for i, w in enumerate(weights)) / sum(weights)
+        for d in range(v.shape[1])
+    ]
+
+
+def random(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_each_query_sees_itself_and_what_came_before(kv_heads: int) -> None:
+    q, k, v = (
+        random(1, 4, 5, 8),
+        random(1, kv_heads, 5, 8, seed=1),
+        random(1, kv_heads, 5, 8, seed=2),
+    )
+    out = attend(q, k, v)
+    for head in range(4):
+        shared = head // (4 // kv_heads)
+        for t in range(5):
+            expected = by_hand(q[0, head, t], k[0, shared], v[0, shared], 0, t)
+            assert out[0, head, t].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_no_query_sees_another_document() -> None:
+    q, k, v = (random(1, 2, 6, 8, seed=i) for i in range(3))
+    documents = Documents(torch.tensor([0, 2, 6], dtype=torch.int32), 4, (2, 4))
+    out = attend(q, k, v, documents)
+    for head in range(2):
+        for t in range(6):
+            first = 0 if t < 2 else 2
+            expected = by_hand(q[0, head, t], k[0, head], v[0, head], first, t)
+            assert out[0, head, t].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_decode_step_sees_the_visible_slots_only() -> None:
+    q = random(2, 4, 1, 8)
+    cache = KeyValue(random(2, 2, 9, 8, seed=1), random(2, 2, 9, 8, seed=2))
+    cache.v[:, :, 6:] = 1e9  # stale or unused slots
+    out = attend_cache(q, cache, torch.arange(9) <= 5)
+    for row in range(2):
+        for head in range(4):
+            k, v = cache.k[row, head // 2], cache.v[row, head // 2]
+            expected = by_hand(q[row, head, 0], k, v, 0, 5)
+            # softmax is taken in float32 there
+            assert out[row, head, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_rotation_turns_pairs_by_position_times_frequency() -> None:
+    rotary = Rotary(4, 100.0, None)  # frequencies 1 and 1/10
+    cos, sin = rotary(torch.tensor([3]), torch.float32)
+    turned = rotate(torch.tensor([[1.0, 0.0, 0.0, 2.0]]), cos, sin)[0].tolist()
+    # Pairs are (0, 2) and (1, 3): halves, not neighbours.
+    expected = [math.cos(3), -2 * math.sin(0.3), math.sin(3), 2 * math.cos(0.3)]
+    assert turned == pytest.approx(expected, abs=1e-6)
+
+
+def test_scores_of_rotated_heads_depend_on_distance_only() -> None:
+    rotary = Rotary(16, 10_000.0, None)
+    q, k = random(1, 16), random(1, 16, seed=1)
+
+    def score(i: int, j: int) -> float:
+        (ci, si), (cj, sj) = (rotary(torch.tensor([n]), torch.float64) for n in (i, j))
+        return float((rotate(q, ci, si) * rotate(k, cj, sj)).sum())
+
+    assert score(7, 4) == pytest.approx(score(103, 100), abs=1e-4)
+    assert abs(score(7, 4) - score(7, 5)) > 1e-3

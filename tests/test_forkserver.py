@@ -1,0 +1,117 @@
+"""The fork server: clean, loud about what is missing, and never outliving its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from efficientllm import forkserver, processes
+from efficientllm.forkserver import open_device_files
+from efficientllm.lifeline import die_with_parent
+from efficientllm.processes import CannotStart, ForkServer
+from tests.fakes import lay_out
+from tests.faults.tree import alive, descendants, wait_until
+
+
+def test_the_server_refuses_to_start_where_a_question_would_poison_its_forks() -> None:
+    environment = processes.child_environment(None)
+    del environment["PYTORCH_NVML_BASED_CUDA_CHECK"]
+    command = [sys.executable, "-m", "efficientllm.forkserver", str(os.getpid())]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == b"start this with PYTORCH_NVML_BASED_CUDA_CHECK=1"
+
+
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    environment = processes.child_environment(None) | {
+        "PYTHONPATH": str(lay_out(tmp_path / "fakes", customize="light")),
+        "TORCH_STAND_IN_BROKEN": "torchao",
+    }
+    with pytest.raises(CannotStart, match="ImportError: torchao was built for another machine"):
+        ForkServer(environment, tmp_path / "log")
+
+
+def test_a_server_holds_no_device_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = processes.child_environment(None) | {
+        "PYTHONPATH": str(lay_out(tmp_path / "fakes", customize="light"))
+    }
+    before = descendants(os.getpid())
+    server = ForkServer(environment, tmp_path / "log")
+    assert (server.alive, server.device_files) == (True, [])
+    server.close()
+    assert not server.alive
+    assert descendants(os.getpid()) == before
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_server_that_was_killed_cannot_start_a_worker(tmp_path: Path) -> None:
+    environment = processes.child_environment(None) | {
+        "PYTHONPATH": str(lay_out(tmp_path / "fakes", customize="light"))
+    }
+    before = descendants(os.getpid())
+    server = ForkServer(environment, tmp_path / "log")
+    (pid,) = descendants(os.getpid()) - before
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not server.alive, 5, "its death")
+    with pytest.raises(CannotStart, match="the fork server has ended"):
+        server.start(tmp_path)
+    server.close()
+
+
+def test_files_of_accelerators_are_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [
+        *("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128"),
+        *("/dev/null", "pipe:[123]", "/home/nvidia/log", "/dev/shm/x"),
+    ]
+    links = [_Link(target) for target in files]
+    monkeypatch.setattr(forkserver.Path, "iterdir", lambda _: iter(links))
+    assert open_device_files() == [
+        "/dev/dri/renderD128",
+        "/dev/kfd",
+        "/dev/nvidia0",
+        "/dev/nvidiactl",
+    ]
+
+
+class _Link:
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def readlink(self) -> str:
+        return self._target
+
+
+def test_preloads_are_modules_and_not_packages_that_load_lazily() -> None:
+    """`import transformers` alone loads nothing: every fork would pay for it again."""
+    assert not {"transformers", "torchao", "safetensors"} & set(forkserver.PRELOAD)
+    assert forkserver.PRELOAD[-1] == "efficientllm.worker"
+
+
+def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    """The parent is killed with SIGKILL, which no amount of tidying up in it survives."""
+    child = "import os, time; from efficientllm.lifeline import die_with_parent;"
+    child += f"die_with_parent(os.getppid()); open({str(tmp_path / 'pid')!r}, 'w').write("
+    child += "str(os.getpid()) + '.'); time.sleep(600)"
+    parent = textwrap.dedent(f"""
+        import subprocess, sys
+        subprocess.run([sys.executable, "-c", {child!r}])
+    """)
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    told = tmp_path / "pid"
+    wait_until(lambda: told.exists() and told.read_text().endswith("."), 30, "the child")
+    pid = int(told.read_text()[:-1])
+    assert alive({pid})
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not alive({pid}), 5, "the end of the child")
+
+
+def test_a_child_that_was_adopted_before_it_could_ask_ends_at_once() -> None:
+    with pytest.raises(SystemExit, match="the parent has already ended"):
+        die_with_parent(os.getppid() + 1)

@@ -1,0 +1,309 @@
+"""The measuring loop on a made-up device with a made-up clock: every duration is exact.
+
+The device does its work in order and later than it is asked to, as a GPU does; only
+`drain` and `reach` make the host wait. So what the loop gets wrong shows as a number.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from efficientllm import clock, measure
+from efficientllm.analysis.checks import flags
+from efficientllm.measure import Loop, PointTimeout, Progress, agree
+from efficientllm.metrics import View
+from efficientllm.record import Window
+from efficientllm.spec.protocol import PROFILES, Limits
+from tests import samples
+
+QUICK = PROFILES["quick"]
+ISSUE_S = 1e-5
+"""What Python needs to ask for one unit."""
+
+
+class World:
+    """A host clock and a device that is busy until `free`; both in seconds."""
+
+    def __init__(self) -> None:
+        self.now = self.free = 100.0
+        self.furthest_ahead = 0.0
+        self.drains = True
+
+    def mark(self) -> float:
+        return max(self.free, self.now)
+
+    def reach(self, mark: float) -> None:
+        self.now = max(self.now, mark)
+
+    def drain(self) -> None:
+        if self.drains:
+            self.now = max(self.now, self.free)
+
+    def seconds(self, marks: list[float]) -> list[float]:
+        return [b - a for a, b in itertools.pairwise(marks)]
+
+    def work(self, seconds: float) -> None:
+        self.now += ISSUE_S
+        self.free = max(self.free, self.now) + seconds
+        self.furthest_ahead = max(self.furthest_ahead, self.free - self.now)
+
+
+class Work:
+    """Counts its units; how long one takes is a function of how many there were before."""
+
+    windows: tuple[str, ...] = ("step",)
+    brief: frozenset[str] = frozenset()
+
+    def __init__(
+        self, world: World, seconds: Callable[[int], float], budget: int | None = None
+    ) -> None:
+        self.world, self.seconds, self.budget = world, seconds, budget
+        self.done = 0
+        self.compiled_at: set[int] = {0}
+        self.fails_at: int | None = None
+
+    def unit(self, window: str) -> None:
+        self.world.work(self.seconds(self.done))
+        self.done += 1
+
+    def check(self) -> None:
+        if self.fails_at is not None and self.done > self.fails_at:
+            raise ArithmeticError("not finite")
+
+    def counts(self, window: str, units: int) -> dict[str, float]:
+        return {"tokens": float(units)}
+
+    def compilations(self) -> int:
+        return sum(at < self.done for at in self.compiled_at)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(clock, "now_ns", lambda: round(made.now * 1e9))
+    monkeypatch.setattr(clock, "seconds_since", lambda start: made.now - start / 1e9)
+    return made
+
+
+def one_window(work: Work, limits: Limits = QUICK) -> Window:
+    (window,) = Loop(work, work.world, limits).measure()
+    return window
+
+
+def codes(window: Window) -> dict[str, str]:
+    """Flags of a training record that holds this window."""
+    counts = samples.training_window(units=window.units).counts
+    window = window.model_copy(update={"counts": counts})
+    quick = {"profile": "quick", "trials": None}
+    record = samples.record(samples.pretrain(), windows=[window], protocol=quick, readings=())
+    return {flag.code: flag.level for flag in flags(View(record, record.points[0]))}
+
+
+def test_a_window_ends_when_its_time_has_passed_on_the_device(world: World) -> None:
+    """Python could ask for half a million units in five seconds; fifty are measured."""
+    window = one_window(Work(world, lambda _: 0.1))
+    assert 50 <= window.units <= 50 + measure.AHEAD + 1
+    assert window.seconds == pytest.approx(0.1 * window.units, abs=1e-3)
+    assert window.unit_s == pytest.approx((0.1,) * window.units, rel=1e-3)
+    assert "HOST_BOUND" not in codes(window)
+
+
+def test_python_is_never_more_than_two_units_ahead_inside_a_window(world: World) -> None:
+    work = Work(world, lambda _: 0.1)
+    loop = Loop(work, world, QUICK)
+    steady, ahead = loop._steady, []
+
+    def watched(*arguments: object) -> Window:
+        world.drain()
+        world.furthest_ahead = 0.0
+        window = steady(*arguments)  # type: ignore[arg-type]
+        ahead.append(world.furthest_ahead)
+        return window
+
+    loop._steady = watched  # type: ignore[method-assign]
+    loop.measure()
+    assert ahead[0] <= (measure.AHEAD + 1) * 0.1
+
+
+def test_launches_that_nobody_waits_for_are_caught(world: World) -> None:
+    """A host clock read before the device is done tells another time than the device's."""
+    world.drains = False
+    window = one_window(Work(world, lambda _: 0.1))
+    assert sum(window.unit_s) == pytest.approx(0.1 * window.units)
+    assert codes(window)["HOST_BOUND"] == "warn"
+
+
+def test_a_device_that_waits_for_python_is_as_slow_as_python(world: World) -> None:
+    """Units of 1 ms that Python takes 10 ms to ask for."""
+    work = Work(world, lambda _: 0.001)
+    slow = work.unit
+
+    def unit(window: str) -> None:
+        world.now += 0.01
+        slow(window)
+
+    work.unit = unit  # type: ignore[method-assign]
+    window = one_window(work)
+    assert window.seconds == pytest.approx(0.01001 * window.units, rel=0.01)
+    assert window.unit_s[5] == pytest.approx(0.01001, rel=0.01)
+
+
+def test_the_first_slow_calls_are_in_no_window(world: World) -> None:
+    """The cold call compiles for 30 s, two more record a graph in a second each."""
+    slow = {0: 30.0, 1: 1.0, 2: 1.0}
+    window = one_window(Work(world, lambda i: slow.get(i, 0.01)))
+    assert window.first_call_s == pytest.approx(30.0)
+    assert max(window.unit_s) < 0.0101
+    assert window.converged
+    assert window.seconds == pytest.approx(5.0, abs=0.05), "compiling is not the cap's business"
+
+
+def test_a_recompilation_inside_the_window_makes_it_invalid(world: World) -> None:
+    work = Work(world, lambda i: 1.0 if i == 110 else 0.1)
+    work.compiled_at |= {60}
+    window = one_window(work)
+    assert window.warmup_units < 60 < window.warmup_units + window.units
+    assert window.recompiles == 1
+    assert codes(window)["RECOMPILE"] == "invalid"
+
+
+def test_a_recompilation_in_warm_up_only_prolongs_it(world: World) -> None:
+    still = one_window(Work(world, lambda _: 0.1))
+    work = Work(world, lambda _: 0.1)
+    work.compiled_at |= {still.warmup_units - 1}
+    window = one_window(work)
+    assert window.warmup_units > still.warmup_units
+    assert (window.recompiles, window.converged) == (0, True)
+
+
+def test_work_that_never_settles_is_measured_and_flagged(world: World) -> None:
+    window = one_window(Work(world, lambda i: 0.05 * 1.03 ** min(i, 100)))
+    assert not window.converged
+    assert window.units >= QUICK.min_units
+    assert codes(window)["WARMUP_NOT_CONVERGED"] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("unit_s", "units"), [(0.01, 500), (0.1, 50), (0.5, 20), (1.0, 20), (2.0, 20)]
+)
+def test_a_quick_window_has_twenty_units_and_five_seconds(
+    world: World, unit_s: float, units: int
+) -> None:
+    window = one_window(Work(world, lambda _: unit_s))
+    assert units <= window.units <= units + measure.AHEAD
+    assert "WINDOW_SHORT" not in codes(window)
+
+
+@pytest.mark.parametrize("unit_s", [3.0, 5.0, 10.0, 19.9])
+def test_what_exceeds_the_cap_is_cut_to_no_less_than_three_units_and_flagged(
+    world: World, unit_s: float
+) -> None:
+    start = world.now
+    window = one_window(Work(world, lambda _: unit_s))
+    assert 3 <= window.units < 20
+    assert codes(window)["WINDOW_SHORT"] == "warn"
+    assert world.now - start <= max(QUICK.cap_seconds + 2 * unit_s, 10.01 * unit_s)
+
+
+def test_three_units_that_do_not_fit_under_the_cap_are_a_timeout(world: World) -> None:
+    start = world.now
+    with pytest.raises(PointTimeout, match=r"one unit takes 20\.1 s: three do not fit"):
+        one_window(Work(world, lambda _: 20.1))
+    assert world.now - start < 10 * 20.1
+
+
+def test_a_slow_cold_call_alone_is_no_timeout(world: World) -> None:
+    window = one_window(Work(world, lambda i: 300.0 if i == 0 else 0.1))
+    assert window.units >= 50
+
+
+@pytest.mark.parametrize(("profile", "unit_s"), [("quick", 0.001), ("smoke", 100.0)])
+def test_declared_work_is_done_exactly(world: World, profile: str, unit_s: float) -> None:
+    """For every budget from 1 to 40, however long a unit takes: never cut, never prolonged."""
+    for budget in range(1, 41):
+        work = Work(world, lambda _: unit_s, budget)
+        window = one_window(work, PROFILES[profile])
+        assert work.done == budget
+        assert window.warmup_units + window.units == budget
+        if budget >= 5:
+            assert window.units >= budget * 0.7 - 1
+            assert window.units >= 3
+
+
+def test_a_declared_budget_that_is_too_small_is_short_and_not_extended(world: World) -> None:
+    window = one_window(Work(world, lambda _: 1.0, budget=12))
+    assert codes(window)["WINDOW_SHORT"] == "warn"
+
+
+class Points(Work):
+    windows = ("prefill", "decode", "request")
+    brief = frozenset({"request"})
+
+    def __init__(self, world: World, seconds: dict[str, float]) -> None:
+        super().__init__(world, lambda _: 0.0)
+        self.by_window = seconds
+
+    def unit(self, window: str) -> None:
+        self.world.work(self.by_window[window])
+        self.done += 1
+
+
+def test_the_windows_of_a_point_come_in_order_and_the_check_is_brief(world: World) -> None:
+    work = Points(world, {"prefill": 0.2, "decode": 0.01, "request": 1.5})
+    windows = Loop(work, world, QUICK).measure()
+    assert [w.name for w in windows] == ["prefill", "decode", "request"]
+    assert windows[0].units >= 25
+    assert windows[1].units >= 500
+    assert windows[2].units == measure.BRIEF_UNITS
+    for a, b in itertools.pairwise(windows):
+        assert a.end_ns <= b.start_ns
+
+
+def test_the_windows_of_a_point_share_its_cap(world: World) -> None:
+    """Two windows that would take 40 s each, and a check, under a cap of 60."""
+    start = world.now
+    work = Points(world, {"prefill": 2.0, "decode": 2.0, "request": 0.5})
+    windows = Loop(work, world, QUICK).measure()
+    assert all(3 <= w.units < 20 for w in windows)
+    assert world.now - start < QUICK.cap_seconds
+
+
+def test_a_unit_that_went_wrong_ends_the_window_at_once(world: World) -> None:
+    work = Work(world, lambda _: 0.1)
+    work.fails_at = 60
+    with pytest.raises(ArithmeticError):
+        one_window(work)
+    assert work.done <= 60 + measure.AHEAD + 1
+
+
+def test_garbage_is_collected_again_after_a_window_that_failed(world: World) -> None:
+    work = Work(world, lambda _: 0.1)
+    work.fails_at = 60
+    with pytest.raises(ArithmeticError):
+        one_window(work)
+    assert gc.isenabled()
+
+
+def test_progress_is_told_about_once_a_second(world: World) -> None:
+    told: list[Progress] = []
+    Loop(Work(world, lambda _: 0.01), world, QUICK, told.append).measure()
+    assert 4 <= len(told) <= 5
+    assert [p.done for p in told] == sorted(p.done for p in told)
+
+
+def test_blocks_agree_within_two_percent_of_the_median_and_five_of_the_quartiles() -> None:
+    base = [1.0, 1.0, 1.0, 1.0, 1.0]
+    assert agree(base, [1.019] * 5)
+    assert not agree(base, [1.021] * 5)
+    assert not agree(base, [0.979] * 5)
+    spread = [0.94, 0.94, 1.0, 1.04, 1.04]
+    assert not agree(base, spread), "the lower quartile is 6 % off"
+    assert agree(base, [0.96, 0.96, 1.0, 1.04, 1.04])
+
+
+def test_two_units_are_too_few_to_agree() -> None:
+    assert not agree([1.0, 1.0], [1.0, 1.0, 1.0])

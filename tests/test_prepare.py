@@ -1,0 +1,291 @@
+"""From a case to its work, in this process: one tiny model through all stages of its life."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from efficientllm.describe import build_facts
+from efficientllm.journal import Task
+from efficientllm.models.checkpoint import save_checkpoint
+from efficientllm.models.decoder import Decoder
+from efficientllm.prepare import Assembly, assemble, evaluate, work_for
+from efficientllm.record import PointResult, Unsupported
+from efficientllm.spec.case import Case
+from efficientllm.techniques.peft import merge_adapters
+from efficientllm.workloads.generate import Generate
+from efficientllm.workloads.probe import Probe
+from efficientllm.workloads.train import Train
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+FLOAT32 = {"params": "float32", "compute": "float32"}
+EMPTY = PointResult(point_id="0", batch=1, context=1)
+
+
+class Home:
+    """A folder with a tokenizer, running text, pairs, and what training leaves behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.product = folder / "product"
+        tiny.byte_vocabulary().save(folder)
+        lines = [{"text": f"{i} plus {i} is {i + i}. " * 4} for i in range(200)]
+        (folder / "running.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        pairs = [{"question": f"{i} plus {i}?", "answer": f"{i + i}"} for i in range(200)]
+        (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+
+    def backbone(self, **changes: Any) -> dict[str, Any]:
+        fields = {"kind": "backbone", "preset": "tiny", "layers": 2, "vocab": 272}
+        return fields | {"tokenizer": str(self.folder)} | changes
+
+    def training(self, kind: str, *, pairs: bool = False, **changes: Any) -> dict[str, Any]:
+        fields = {"kind": kind, "sequence_length": 32, "batch": 4, "steps": 3}
+        data = str(self.folder / ("pairs.jsonl" if pairs else "running.jsonl"))
+        return fields | {"data": data, "precision": FLOAT32} | changes
+
+    def generate(self, **changes: Any) -> dict[str, Any]:
+        points = {"batch": [2], "context": [24]}
+        fields = {"kind": "generate", "points": points, "new_tokens": 4}
+        return fields | {"data": str(self.folder / "running.jsonl")} | changes
+
+    def task(self, case: Case, seed: int = 0) -> Task:
+        return Task(
+            case=case.model_dump(mode="json"),
+            protocol={"profile": "smoke"},
+            seed=seed,
+            points=(0,),
+            parent_weights=str(self.product),
+            product_folder=str(self.product),
+            cache_folder=str(self.folder / "cache"),
+            device="cpu",
+            metered_power=False,
+        )
+
+    def assemble(self, seed: int = 0, **parts: Any) -> tuple[Assembly, Task]:
+        case = Case.model_validate(parts)
+        task = self.task(case, seed)
+        return assemble(case, task, tiny.CPU), task
+
+    def keep(self, assembly: Assembly) -> None:
+        assert assembly.build is not None
+        merge_adapters(assembly.build)
+        save_checkpoint(assembly.build.model, self.product)
+        assembly.save_vocabulary(self.product)
+
+    def pretrain(self) -> None:
+        """Leave a trained backbone behind."""
+        assembly, task = self.assemble(model=self.backbone(), workload=self.training("pretrain"))
+        run(assembly, task, "step", 3)
+        self.keep(assembly)
+
+
+PRODUCT = {"kind": "product", "of": "parent", "parent": "0" * 64}
+
+
+def run(assembly: Assembly, task: Task, window: str, units: int) -> Any:
+    work = work_for(assembly, assembly.case.points[0], task)
+    for _ in range(units):
+        work.unit(window)
+    work.check()
+    return work
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def test_pretraining_trains_every_weight_of_our_decoder_in_fused_layers(home: Home) -> None:
+    assembly, task = home.assemble(model=home.backbone(), workload=home.training("pretrain"))
+    build = assembly.build
+    assert build is not None
+    assert type(build.model) is Decoder
+    assert all(p.requires_grad for p in build.model.parameters())
+    work = run(assembly, task, "step", 3)
+    assert isinstance(work, Train)
+    assert len(work.losses()) == 3
+    resolved = assembly.resolved
+    assert resolved["implementation"] == "decoder"
+    assert resolved["fused_groups"] == 4
+    assert resolved["compile"] == "none"
+    assert resolved["layout"] == "stream"
+    assert resolved["loss"] == "plain"
+    assert resolved["tokenizer_sha256"] == tiny.byte_vocabulary().sha256
+    assert len(resolved["text_sha256"]) == 64
+
+
+def test_training_weights_are_held_in_the_type_of_the_case(home: Home) -> None:
+    for params in ("float32", "bf16"):
+        precision = {"params": params, "compute": "bf16", "optimizer_state": params}
+        workload = home.training("pretrain", precision=precision)
+        assembly, _ = home.assemble(model=home.backbone(), workload=workload)
+        assert assembly.build is not None
+        facts = build_facts(assembly.build, assembly.logical_params)
+        assert facts.dtypes == {params: facts.total_params}
+        assert facts.trainable_params == facts.total_params
+
+
+@pytest.mark.parametrize(
+    ("technique", "held"),
+    [
+        ("full", {"float32"}),
+        ("freeze", {"float32"}),
+        ("lora", {"float32"}),
+        ("bf16+lora", {"bf16", "float32"}),
+        ("int8+lora", {"Int8Tensor", "bf16", "float32"}),
+    ],
+)
+@pytest.mark.parametrize("pairs", [False, True], ids=["running text", "pairs"])
+def test_every_way_to_finetune_learns_is_scored_and_is_kept(
+    technique: str, held: set[str], pairs: bool, home: Home
+) -> None:
+    home.pretrain()
+    workload = home.training("finetune", pairs=pairs, steps=10, optimizer={"lr": 1e-2})
+    assembly, task = home.assemble(model=PRODUCT, technique=technique, workload=workload)
+    build = assembly.build
+    assert build is not None
+    assert set(build_facts(build, assembly.logical_params).dtypes) == held
+    work = run(assembly, task, "step", 10)
+    assert work.losses()[-1] < work.losses()[0]
+    layout = "packed documents" if pairs else "stream"
+    assert assembly.resolved["layout"] == layout
+    work.close()
+    scores, reason = evaluate(assembly, task)
+    assert reason == ""
+    assert scores is not None
+
+    home.keep(assembly)
+    again, task = home.assemble(model=PRODUCT, workload=home.generate())
+    rescored, _ = evaluate(again, task)
+    if not pairs:  # the same held-out text: merging kept what was learned
+        assert rescored is not None
+        tolerance = 1e-3 if held == {"float32"} else 0.02
+        assert sum(rescored.nll) == pytest.approx(sum(scores.nll), rel=tolerance)
+
+
+@pytest.mark.parametrize("technique", ["int8-dynamic+lora", "int4+lora"])
+def test_adapters_on_weights_that_pass_no_gradient_are_unsupported(
+    technique: str, home: Home
+) -> None:
+    home.pretrain()
+    with pytest.raises(Unsupported, match="lora: no gradient passes through"):
+        home.assemble(model=PRODUCT, technique=technique, workload=home.training("finetune"))
+
+
+@pytest.mark.parametrize(
+    ("technique", "activations", "held"),
+    [
+        (None, "float32", {"float32"}),
+        ("float32", "float32", {"float32"}),
+        ("bf16", "bf16", {"bf16"}),
+        ("fp16", "fp16", {"fp16"}),
+        ("int8", "bf16", {"Int8Tensor", "bf16"}),
+        ("int8-dynamic", "bf16", {"Int8Tensor", "bf16"}),
+        ("int4", "bf16", {"Int4OpaqueTensor", "bf16"}),
+    ],
+)
+def test_every_way_to_hold_weights_generates_and_is_scored(
+    technique: str | None, activations: str, held: set[str], home: Home
+) -> None:
+    home.pretrain()
+    assembly, task = home.assemble(model=PRODUCT, technique=technique, workload=home.generate())
+    build = assembly.build
+    assert build is not None
+    facts = build_facts(build, assembly.logical_params)
+    assert set(facts.dtypes) == held
+    assert facts.trainable_params == 0
+    work = run(assembly, task, "request", 2)
+    assert isinstance(work, Generate)
+    assert len(work.result(EMPTY).output_sha256) == 64
+    assert assembly.resolved["activations"] == activations
+    assert assembly.resolved["fused_groups"] == 4
+    assert assembly.resolved["graph"] is False
+    scores, _ = evaluate(assembly, task)
+    assert scores is not None
+    assert sum(scores.bytes) > 0
+
+
+def test_a_trial_repeats_from_its_seed(home: Home) -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        assembly, task = home.assemble(
+            seed, model=home.backbone(), workload=home.training("pretrain")
+        )
+        losses.append(run(assembly, task, "step", 3).losses())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_shape_without_training_has_no_quality_and_says_why(home: Home) -> None:
+    assembly, task = home.assemble(model=home.backbone(), workload=home.generate())
+    assert evaluate(assembly, task) == (None, "random weights: cost only")
+    unbudgeted = home.training("pretrain", steps=None)
+    assembly, task = home.assemble(model=home.backbone(), workload=unbudgeted)
+    scores, reason = evaluate(assembly, task)
+    assert scores is None
+    assert reason.startswith("NOT_TRAINED")
+    assembly, task = home.assemble(
+        model=home.backbone(), workload=home.training("pretrain"), quality=None
+    )
+    assert evaluate(assembly, task) == (None, "not asked for")
+
+
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused(home: Home) -> None:
+    with pytest.raises(Unsupported, match="knows 257 tokens, the model has 256 embedding rows"):
+        home.assemble(model=home.backbone(vocab=256), workload=home.training("pretrain"))
+
+
+def test_transformers_own_model_gets_one_document_a_row(home: Home) -> None:
+    config = LlamaConfig(
+        vocab_size=272,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    folder = home.folder / "llama"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny.byte_vocabulary().save(folder)
+    found = {}
+    for arm in ("decoder", "transformers"):
+        model = {"kind": "checkpoint", "source": str(folder), "implementation": arm}
+        workload = home.training("finetune", pairs=True, batch=3, sequence_length=64)
+        assembly, task = home.assemble(model=model, technique="full", workload=workload)
+        work = run(assembly, task, "step", 1)
+        assert assembly.resolved["implementation"] == arm
+        found[assembly.resolved["layout"]] = work.counts("step", 1)["samples"]
+    assert found["one document a row"] == 3
+    assert found["packed documents"] > 3
+
+
+def test_a_probe_needs_no_model(home: Home) -> None:
+    case = Case.model_validate({"model": "backbone-tiny", "workload": {"kind": "probe"}})
+    task = home.task(case)
+    assembly = assemble(case, task, tiny.CPU)
+    assert assembly.build is None
+    assert isinstance(work_for(assembly, case.points[0], task), Probe)
+    assert evaluate(assembly, task) == (None, "not asked for")
+
+
+def test_scoring_happens_without_dropout_and_without_gradients(home: Home) -> None:
+    home.pretrain()
+    technique = {"kind": "lora", "dropout": 0.5}
+    assembly, task = home.assemble(
+        model=PRODUCT, technique=technique, workload=home.training("finetune")
+    )
+    assert assembly.build is not None
+    assert assembly.build.model.training
+    first, _ = evaluate(assembly, task)
+    again, _ = evaluate(assembly, task)
+    assert first is not None
+    assert again is not None
+    assert first.nll == again.nll
+    assert all(p.grad is None for p in assembly.build.model.parameters())
+    assert torch.is_grad_enabled()

@@ -1,0 +1,162 @@
+"""The worker in this process: what an exception means, and that a product is whole or absent."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from efficientllm import worker
+from efficientllm.journal import JOURNAL, Story, Task, read
+from efficientllm.measure import PointTimeout
+from efficientllm.record import Unsupported
+from efficientllm.spec.case import Case
+from efficientllm.worker import _whole, outcome_of
+from efficientllm.workloads.train import NotFinite, Train
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (NotFinite("step 3"), "nan", "step 3"),
+        (Unsupported("no kernel"), "unsupported", "no kernel"),
+        (PointTimeout("too slow"), "timeout", "too slow"),
+        (KeyboardInterrupt(), "interrupted", ""),
+        (MemoryError("Unable to allocate 32 TiB"), "out_of_memory", "Unable to allocate 32 TiB"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out_of_memory", "CUDA out of memory."),
+        (RuntimeError(ALLOCATOR), "out_of_memory", ALLOCATOR),
+        (
+            RuntimeError("CUDA error: GPU is lost"),
+            "device_lost",
+            "RuntimeError: CUDA error: GPU is lost",
+        ),
+        (ValueError("a bug\nand its second line"), "crash", "ValueError: a bug"),
+        (SystemExit(3), "crash", "SystemExit: 3"),
+        (RuntimeError(""), "crash", "RuntimeError: "),
+    ],
+)
+def test_an_exception_is_an_outcome_with_its_first_line(
+    error: BaseException, status: str, reason: str
+) -> None:
+    outcome = outcome_of(error)
+    assert (outcome.status, outcome.reason) == (status, reason)
+
+
+def test_a_reason_is_never_longer_than_a_paragraph() -> None:
+    assert len(outcome_of(ValueError("x" * 10_000)).reason) < 600
+
+
+def test_a_folder_gets_its_name_when_everything_is_in_it(tmp_path: Path) -> None:
+    target = tmp_path / "case" / "0"
+    with _whole(target) as folder:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        assert not target.exists()
+    assert [path.name for path in target.iterdir()] == ["config.json"]
+    assert [path.name for path in target.parent.iterdir()] == ["0"]
+
+
+def test_a_folder_that_could_not_be_filled_leaves_what_was_there_before(tmp_path: Path) -> None:
+    target = tmp_path / "0"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(OSError, match="No space"), _whole(target) as folder:
+        folder.mkdir()
+        (folder / "new").write_text("new")
+        raise OSError(28, "No space left on device")
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_half_a_folder_that_a_kill_left_is_replaced(tmp_path: Path) -> None:
+    left = tmp_path / ".0.part"
+    left.mkdir()
+    (left / "half").write_text("half")
+    with _whole(tmp_path / "0") as folder:
+        folder.mkdir()
+        (folder / "whole").write_text("whole")
+    assert [path.name for path in (tmp_path / "0").iterdir()] == ["whole"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The vocabulary is trained once for this file."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def ran(folder: Path, cache: Path, workload: dict[str, Any], product: str = "") -> Story:
+    training = {"kind": "pretrain", "steps": 4, "sequence_length": 16, "batch": 2}
+    training |= {"precision": {"compute": "float32"}} | workload
+    model = {"kind": "backbone", "preset": "tiny"}
+    case = Case.model_validate(
+        {"model": model, "workload": training, "quality": {"max_bytes": 1024}}
+    )
+    Task(
+        case=case.model_dump(mode="json"),
+        protocol={"profile": "smoke"},
+        seed=0,
+        points=(0,),
+        product_folder=product,
+        cache_folder=str(cache),
+        device="cpu",
+        metered_power=False,
+    ).write(folder)
+    assert worker.run(folder) == 0
+    return read(folder)
+
+
+def test_a_trial_tells_its_phases_points_scores_and_product(tmp_path: Path, cache: Path) -> None:
+    product = tmp_path / "artifacts" / "case" / "0"
+    story = ran(tmp_path, cache, {}, str(product))
+    assert story.outcome is not None
+    assert story.outcome.status == "ok"
+    names = [phase.name for phase in story.phases]
+    assert names == ["open", "load", "describe", "prepare", "measure", "quality", "keep"]
+    assert [point.outcome.status for point in story.points] == ["ok"]
+    (window,) = story.points[0].windows
+    assert window.warmup_units + window.units == len(story.losses) == 4
+    assert story.scores is not None
+    assert sum(story.scores.bytes) == 1024
+    assert {path.name for path in product.iterdir()} >= {"config.json", "model.safetensors"}
+
+
+def test_a_loss_that_overflows_is_nan_and_no_crash(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Infinity is no JSON either: it must be kept out of the losses that are told."""
+    forward, calls = Train._forward, []
+
+    def overflows_at_the_third(self: Train, *arguments: Any) -> Tensor:
+        calls.append(1)
+        loss = forward(self, *arguments)
+        return loss + torch.inf if len(calls) == 3 else loss
+
+    monkeypatch.setattr(Train, "_forward", overflows_at_the_third)
+    story = ran(tmp_path, cache, {"steps": 12})
+    assert story.outcome is not None
+    assert (story.outcome.status, story.outcome.phase) == ("nan", "measure")
+    assert re.match("the loss of step 3 is not finite", story.outcome.reason)
+    assert story.points[0].outcome == story.outcome
+    assert len(story.losses) >= 2
+    assert "Infinity" not in (tmp_path / JOURNAL).read_text()
+
+
+def test_a_bug_is_a_crash_in_its_phase_with_the_traceback_for_a_look(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bug(*_: object) -> None:
+        raise KeyError("missing")
+
+    monkeypatch.setattr(worker, "evaluate", bug)
+    story = ran(tmp_path, cache, {})
+    assert story.outcome is not None
+    assert (story.outcome.status, story.outcome.phase) == ("crash", "quality")
+    assert story.outcome.reason == "KeyError: 'missing'"
+    assert [point.outcome.status for point in story.points] == ["ok"], "what was measured is kept"
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""One graph serves every layer, and a decode step that moves on compiles nothing anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from efficientllm.device import Device
+from efficientllm.models.fuse import fuse
+from efficientllm.models.language_model import face
+from efficientllm.spec.case import Point
+from efficientllm.spec.workload import AdamW, Precision, Pretrain
+from efficientllm.spec.workload import Generate as GenerateSpec
+from efficientllm.workloads import compiling
+from efficientllm.workloads.batches import Stream
+from efficientllm.workloads.generate import Generate
+from efficientllm.workloads.train import Train
+from tests import tiny
+
+CUDA = Device(torch.device("cuda", 0), graphs=True)
+
+
+@pytest.fixture
+def dynamo() -> Iterator[None]:
+    """A compiler that has seen nothing yet, and forgets what it saw."""
+    import torch._dynamo.utils
+
+    compiling.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    compiling.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "ours", "decode", "expected"),
+    [
+        ("auto", tiny.CPU, True, False, "none"),
+        ("auto", CUDA, True, False, "layer"),
+        ("auto", CUDA, True, True, "layer"),
+        ("auto", CUDA, False, True, "model"),
+        ("layer", tiny.CPU, True, False, "layer"),
+        ("none", CUDA, True, False, "none"),
+    ],
+)
+def test_auto_is_eager_on_a_cpu_and_by_layer_elsewhere(
+    wanted: str, device: Device, ours: bool, decode: bool, expected: str
+) -> None:
+    assert compiling.resolve(wanted, device, ours=ours, decode=decode) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dynamo")
+def test_layers_share_one_graph_in_training_and_one_each_in_prefill_and_decode() -> None:
+    spec = Pretrain(
+        sequence_length=16,
+        batch=2,
+        steps=10,
+        precision=Precision(params="float32", compute="float32"),
+        optimizer=AdamW(lr=1e-3),
+    )
+    found = []
+    for compiled in (False, True):
+        model = tiny.decoder(tiny.shape(layers=3)).train()
+        fuse(model)
+        if compiled:
+            compiling.compile_layers(model.model.layers)
+        stream = Stream(
+            tiny.corpus("text to learn from " * 20),
+            tiny.byte_vocabulary(),
+            rows=2,
+            length=16,
+            seed=0,
+            batches=10,
+        )
+        work = Train(model, face(model), stream, spec, tiny.CPU)
+        for _ in range(3):
+            work.unit("step")
+        found.append(work.losses())
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert compiling.report() == {"graphs": 1, "graph_breaks": 0}
+
+    model.eval().requires_grad_(False)
+    point = Generate(
+        face(model),
+        tiny.tokens(2, 16),
+        GenerateSpec(new_tokens=8),
+        Point(2, 16),
+        tiny.CPU,
+        compile_model=False,
+        graph=False,
+    )
+    point.unit("prefill")
+    point.unit("decode")
+    after_one_step = compiling.compilations()
+    assert after_one_step == 3  # training, prefill, decode
+    for _ in range(9):  # past the end and around again
+        point.unit("decode")
+    point.unit("prefill")
+    assert compiling.compilations() == after_one_step

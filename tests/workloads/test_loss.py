@@ -1,0 +1,149 @@
+"""Every kind of loss is the same number with the same gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from efficientllm.device import Device
+from efficientllm.workloads import loss as losses
+from efficientllm.workloads.batches import IGNORED
+from efficientllm.workloads.loss import loss_of, resolve
+from tests import tiny
+
+N, C, V = 37, 16, 50
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, C, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(V, C, generator=generator).requires_grad_()
+    targets = torch.randint(0, V, (N,), generator=generator)
+    targets[::5] = IGNORED
+    return hidden, weight, targets
+
+
+def rows(count: int) -> int:
+    """CHUNK_BYTES at which a slice holds `count` rows of float32 logits."""
+    return 4 * V * count
+
+
+def test_the_loss_is_the_sum_of_minus_log_probabilities_of_scored_targets() -> None:
+    weight = torch.tensor([[0.0, 0.0], [math.log(2.0), 0.0], [math.log(5.0), 0.0]])
+    hidden = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])  # 1:2:5, 1:2:5, 1:1:1
+    targets = torch.tensor([2, IGNORED, 0])
+    expected = -math.log(5 / 8) - math.log(1 / 3)
+    for kind in ("plain", "chunked"):
+        assert loss_of(kind)(hidden, weight, targets).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, N - 1, N, 10 * N])
+def test_slices_of_any_size_give_the_plain_loss_and_gradients(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "CHUNK_BYTES", rows(size))
+    found = []
+    for kind in ("plain", "chunked"):
+        hidden, weight, targets = inputs()
+        value = loss_of(kind)(hidden, weight, targets)
+        (value * 0.25).backward()  # an outer factor must reach both gradients
+        found.append((value.detach(), hidden.grad, weight.grad))
+    for plain, chunked in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_slice_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_BYTES", rows(3))
+    widest = []
+    real = F.log_softmax
+
+    def watched(logits: torch.Tensor, dim: int) -> torch.Tensor:
+        widest.append(logits.shape[0])
+        return real(logits, dim=dim)
+
+    monkeypatch.setattr(losses.F, "log_softmax", watched)
+    loss_of("chunked")(*inputs())
+    assert max(widest) == 3
+    assert sum(widest) == N
+
+
+def test_ignored_targets_give_no_gradient() -> None:
+    hidden, weight, targets = inputs()
+    loss_of("chunked")(hidden, weight, targets).backward()
+    assert hidden.grad is not None
+    silent = targets == IGNORED
+    assert hidden.grad[silent].abs().max() == 0
+    assert hidden.grad[~silent].abs().sum(dim=1).min() > 0
+
+
+def test_a_batch_of_ignored_targets_costs_nothing() -> None:
+    hidden, weight, targets = inputs()
+    value = loss_of("chunked")(hidden, weight, torch.full_like(targets, IGNORED))
+    value.backward()
+    assert value == 0
+    assert hidden.grad is not None
+    assert hidden.grad.abs().max() == 0
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_their_own() -> None:
+    hidden, weight, targets = inputs()
+    loss_of("plain")(hidden, weight, targets).backward()
+    expected = hidden.grad
+    hidden, weight, targets = inputs()
+    loss_of("chunked")(hidden, weight.requires_grad_(False), targets).backward()
+    assert weight.grad is None
+    torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_hidden_states_meet_a_float32_head_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_BYTES", rows(8))
+    found = []
+    for kind in ("plain", "chunked"):
+        hidden, weight, targets = inputs(torch.bfloat16)
+        value = loss_of(kind)(hidden, weight, targets)
+        value.backward()
+        assert value.dtype == torch.float32
+        assert hidden.grad is not None
+        assert weight.grad is not None
+        assert hidden.grad.dtype == torch.bfloat16
+        assert weight.grad.dtype == torch.float32
+        found.append((value.detach(), hidden.grad.float(), weight.grad))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=0)
+    for plain, chunked in zip(found[0][1:], found[1][1:], strict=True):
+        assert (chunked - plain).norm() / plain.norm() < 0.01  # one rounding to bf16
+
+
+def test_autocast_changes_neither_side_of_the_comparison() -> None:
+    found = []
+    for kind in ("plain", "chunked"):
+        hidden, weight, targets = inputs()
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss_of(kind)(hidden, weight, targets)
+        value.backward()
+        found.append((value.detach(), hidden.grad, weight.grad))
+    for plain, chunked in zip(*found, strict=True):
+        assert (chunked - plain).norm() / plain.norm() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("wanted", "vocab", "expected"),
+    [
+        ("auto", 4096, "plain"),
+        ("auto", 151_936, "chunked"),
+        ("plain", 151_936, "plain"),
+        ("chunked", 4096, "chunked"),
+    ],
+)
+def test_auto_slices_large_vocabularies_and_obeys_what_is_asked(
+    wanted: str, vocab: int, expected: str
+) -> None:
+    assert resolve(wanted, tiny.CPU, vocab) == expected
+
+
+def test_auto_takes_the_triton_kernels_where_they_can_run() -> None:
+    cuda = Device(torch.device("cuda", 0), graphs=True)
+    pytest.importorskip("liger_kernel")
+    assert resolve("auto", cuda, 151_936) == "liger"
