@@ -115,3 +115,24 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
 def test_a_child_that_was_adopted_before_it_could_ask_ends_at_once() -> None:
     with pytest.raises(SystemExit, match="the parent has already ended"):
         die_with_parent(os.getppid() + 1)
+
+
+@pytest.mark.slow
+def test_no_preload_opens_cuda_or_asks_for_it_unprotected() -> None:
+    """The one question that is allowed goes to NVML, as long as the variable stands."""
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    code = textwrap.dedent(f"""
+        import importlib, os, torch
+        from efficientllm.forkserver import PRELOAD
+        seen = set()
+        torch.cuda._lazy_init = lambda: seen.add("opened CUDA")
+        torch.cuda.is_available = lambda: bool(seen.add(os.environ.get({name!r})))
+        for module in PRELOAD:
+            importlib.import_module(module)
+        assert seen <= {{"1"}}, seen
+    """)
+    environment = processes.child_environment(None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()

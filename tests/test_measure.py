@@ -84,6 +84,7 @@ class Work:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
+    monkeypatch.setattr(measure.gc, "collect", lambda: 0)  # slow where much is imported
     monkeypatch.setattr(clock, "now_ns", lambda: round(made.now * 1e9))
     monkeypatch.setattr(clock, "seconds_since", lambda start: made.now - start / 1e9)
     return made

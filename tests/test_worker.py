@@ -66,12 +66,17 @@ def test_a_folder_that_could_not_be_filled_leaves_what_was_there_before(tmp_path
     target = tmp_path / "0"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(OSError, match="No space"), _whole(target) as folder:
+    with pytest.raises(OSError, match="No space"):
+        _fill_and_fail(target)
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def _fill_and_fail(target: Path) -> None:
+    with _whole(target) as folder:
         folder.mkdir()
         (folder / "new").write_text("new")
         raise OSError(28, "No space left on device")
-    assert [path.name for path in target.iterdir()] == ["old"]
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]
 
 
 def test_half_a_folder_that_a_kill_left_is_replaced(tmp_path: Path) -> None:

@@ -69,14 +69,15 @@ class Setting(NamedTuple):
 
 def run(folder: Path) -> int:
     """Run the trial in a folder to its end, whatever that is; the exit status."""
-    task, log = Task.read(folder), Journal(folder)
-    try:
-        outcome = _trial(task, log)
-    except BaseException as error:
-        outcome = outcome_of(error)
-        if outcome.status in ("crash", "device_lost"):
-            traceback.print_exc()
-    log.write_durable("end", outcome=outcome.model_dump())
+    task = Task.read(folder)
+    with Journal(folder) as log:
+        try:
+            outcome = _trial(task, log)
+        except BaseException as error:
+            outcome = outcome_of(error)
+            if outcome.status in ("crash", "device_lost"):
+                traceback.print_exc()
+        log.write_durable("end", outcome=outcome.model_dump())
     return 0
 
 
