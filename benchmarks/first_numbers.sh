@@ -1,23 +1,34 @@
 #!/usr/bin/env bash
-# The first published records, on one GPU, in the order of their worth.
+# The published records of one GPU, in the order of their worth.
 #
-#     benchmarks/first_numbers.sh STORE [PROMPTS] [TEXT]
+#     PROMPTS=gsm8k TEXT=pretrain_text TOKENIZER=tokenizer_gpt2 \
+#       benchmarks/first_numbers.sh STORE [doctor] [peft] [quantization] [attention] [checks]
 #
-# PROMPTS is a folder of prompts with responses (gsm8k), TEXT one of running text; without
-# them the text that Python carries is used. What was finished is kept when time runs out:
-# run it again to go on. Publish with
+# PROMPTS is a folder of prompts with responses, TEXT one of running text, TOKENIZER that of a
+# tokenizer; without them the text and the vocabulary that Python carries are used. Without
+# names of parts all are run. What was finished is kept when time runs out: run it again to
+# go on. Publish with
 #
 #     efficientllm export STORE --format jsonl -o results/NAME.jsonl
 set -uo pipefail
 store=${1:?the folder for records}
-prompts=${2:-}
-text=${3:-}
-run() { efficientllm run "$@" --store "$store" --no-page; }
-
-efficientllm doctor --store "$store"
-run peft ${prompts:+data="$prompts"}
-run quantization ${text:+data="$text"}
-run attention ${text:+data="$text"}
-python "$(dirname "$0")/overhead.py" model=backbone-1.5B sequence_length=4096 batch=8
-python "$(dirname "$0")/energy.py"
-efficientllm report "$store"
+shift
+parts=${*:-doctor peft quantization attention checks}
+here=$(dirname "$0")
+measure() {
+  python3 -m efficientllm run "$@" ${TOKENIZER:+model.tokenizer="$TOKENIZER"} \
+    --store "$store" --no-page
+}
+for part in $parts; do
+  case $part in
+    doctor) python3 -m efficientllm doctor --store "$store" ;;
+    peft) measure peft ${PROMPTS:+data="$PROMPTS"} ;;
+    quantization) measure quantization ${TEXT:+data="$TEXT"} ;;
+    attention) measure attention ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
+    checks)
+      python3 "$here/overhead.py" model=backbone-1.5B sequence_length=4096 batch=4
+      python3 "$here/energy.py"
+      ;;
+    *) echo "no part called $part" >&2 ;;
+  esac
+done

@@ -179,12 +179,12 @@ def test_what_cannot_be_measured_is_no_fault(
     assert text.count("not supported (Not Supported)") == 2
 
 
-def test_a_fork_server_that_holds_a_device_is_wrong(
+def test_a_fork_server_that_holds_a_device_is_told_and_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    status, answers, text = examined(monkeypatch, tmp_path, held=("/dev/nvidia0",))
-    assert (status, answers["fork server"]) == (1, "WRONG")
-    assert "holds /dev/nvidia0 open" in text
+    status, answers, text = examined(monkeypatch, tmp_path, held=("/dev/nvidia0", "/dev/nvidia0"))
+    assert (status, answers["fork server"]) == (0, "no")
+    assert "an import opened /dev/nvidia0: every trial starts in a fresh interpreter" in text
 
 
 def test_checks_that_could_not_run_say_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

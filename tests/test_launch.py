@@ -18,7 +18,7 @@ import pytest
 from efficientllm import launch, processes, watch
 from efficientllm.launch import Interrupted, Launcher
 from efficientllm.plan import Planned
-from efficientllm.processes import CannotStart
+from efficientllm.processes import CannotStart, FreshInterpreter
 from efficientllm.record import Record
 from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
@@ -252,6 +252,29 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_store(
         pytest.raises(StoreError, match=r"trial-.*No space left on device"),
     ):
         own.run(Planned(case("nap"), 0, 0), SMOKE)
+
+
+def test_a_server_that_holds_a_device_open_forks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its forks could not use the device; trials start in fresh interpreters instead."""
+    started: list[str] = []
+
+    class Unclean:
+        device_files = ("/dev/nvidia-uvm",)
+
+        def __init__(self, *_: object) -> None:
+            started.append("server")
+
+        def close(self) -> None:
+            started.append("closed")
+
+    monkeypatch.setattr(launch, "ForkServer", Unclean)
+    with Launcher(Store(tmp_path), None) as own:
+        starters = [own._starter(SMOKE) for _ in range(3)]
+        assert own.device_files() == ["/dev/nvidia-uvm"]
+    assert all(isinstance(starter, FreshInterpreter) for starter in starters)
+    assert started == ["server", "closed"]
 
 
 def test_signal_handlers_are_put_back(tmp_path: Path) -> None:

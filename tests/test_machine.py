@@ -280,24 +280,6 @@ def test_software_names_what_can_change_a_number() -> None:
     assert "driver" not in machine.software(None)
 
 
-def test_a_changed_tree_is_called_dirty(tmp_path: Path) -> None:
-    def git(*words: str) -> None:
-        subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
-
-    git("init")
-    (tmp_path / "src").mkdir()
-    source = tmp_path / "src" / "a.py"
-    source.write_text("1")
-    git("add", ".")
-    git("-c", "user.name=x", "-c", "user.email=x@y", "commit", "-m", "x")
-    head = machine._git(tmp_path, "rev-parse", "HEAD")
-    assert len(head) == 40
-    assert machine._git(tmp_path, "status", "--porcelain", "--", "src") == ""
-    source.write_text("2")
-    assert machine._git(tmp_path, "status", "--porcelain", "--", "src") == "M src/a.py"
-    assert machine._git(tmp_path / "nowhere", "rev-parse", "HEAD") == ""
-
-
 def test_a_host_without_a_driver_has_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert machine.gpus() == []

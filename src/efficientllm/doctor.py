@@ -181,5 +181,10 @@ def _peaks(records: dict[str, Record | None], gpu: Gpu | None) -> Line:
 
 def _clean(held: list[str]) -> Line:
     if held:
-        return Line("fork server", "WRONG", f"holds {', '.join(held)} open: forks are not clean")
+        opened = ", ".join(dict.fromkeys(held))
+        return Line(
+            "fork server",
+            "no",
+            f"an import opened {opened}: every trial starts in a fresh interpreter",
+        )
     return Line("fork server", "yes", "holds no device open")

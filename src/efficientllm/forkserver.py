@@ -11,7 +11,7 @@ the caller's main module again in every child, and hides by which signal a child
 
 The imports run with PYTORCH_NVML_BASED_CUDA_CHECK=1: importing transformers with torchao
 beside it asks torch whether CUDA is there, and without that variable the question
-initialises CUDA and poisons every fork.
+initialises CUDA and poisons every fork. What else they ask is answered by `unopened`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.lifeline import die_with_parent
+from efficientllm.unopened import unopened
 
 PRELOAD = (
     "torch",
@@ -46,8 +47,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     if os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") != "1":
         sys.exit("start this with PYTORCH_NVML_BASED_CUDA_CHECK=1")
-    for name in PRELOAD:
-        importlib.import_module(name)
+    with unopened():
+        for name in PRELOAD:
+            importlib.import_module(name)
     _tell({"ready": True, "device_files": open_device_files()})
     children: set[int] = set()
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -64,6 +64,7 @@ class Launcher:
         self._space_bytes = space_bytes
         self._environment = processes.child_environment(gpu.uuid if gpu else None)
         self._server: ForkServer | None = None
+        self._unclean: list[str] = []
         self._asked_to_stop: list[int] = []
 
     def __enter__(self) -> Launcher:
@@ -81,8 +82,8 @@ class Launcher:
             self._server.close()
 
     def device_files(self) -> list[str]:
-        """Device files that the fork server holds open; any would poison its forks."""
-        return list(self._server.device_files) if self._server is not None else []
+        """Device files that the fork server held open; any would have poisoned its forks."""
+        return list(self._unclean)
 
     def measure_idle(self) -> None:
         """Board power with an open context and nothing to do, for 10 s, once a run."""
@@ -229,7 +230,7 @@ class Launcher:
         return outcome, alive
 
     def _starter(self, protocol: Protocol) -> ForkServer | FreshInterpreter:
-        if protocol.fresh_interpreters:
+        if protocol.fresh_interpreters or self._unclean:
             return FreshInterpreter(self._environment)
         if self._server is not None and not self._server.alive:
             self._server.close()
@@ -238,6 +239,12 @@ class Launcher:
             self.store.work.mkdir(parents=True, exist_ok=True)
             errors = self.store.work / f"forkserver-{os.getpid()}.log"
             self._server = ForkServer(self._environment, errors)
+            if self._server.device_files:
+                # A library has opened the card on import. Slower starts, the same numbers.
+                self._unclean = self._server.device_files
+                self._server.close()
+                self._server = None
+                return FreshInterpreter(self._environment)
         return self._server
 
 

@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import secrets
-import subprocess
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+from efficientllm.provenance import own_code
 from efficientllm.record import Machine
 
 PACKAGES = ("torch", "transformers", "peft", "torchao", "triton", "liger-kernel", "safetensors")
@@ -42,6 +42,7 @@ class Gpu(NamedTuple):
     foreign_bytes: int
     driver: str
     mig: bool
+    capability: tuple[int, int] | None = None
 
     @property
     def idle(self) -> bool:
@@ -94,6 +95,7 @@ def _gpu(n: Any, index: int) -> Gpu:
         foreign_bytes=memory.used,
         driver=_text(n.nvmlSystemGetDriverVersion()),
         mig=bool(_ask(n, lambda: n.nvmlDeviceGetMigMode(handle)[0])),
+        capability=_ask(n, lambda: tuple(n.nvmlDeviceGetCudaComputeCapability(handle))),
     )
 
 
@@ -201,31 +203,6 @@ def software(gpu: Gpu | None) -> dict[str, str]:
     if gpu is not None:
         versions["driver"] = gpu.driver
     return versions | own_code()
-
-
-def own_code() -> dict[str, str]:
-    """Our version, and the commit when it runs from a git checkout."""
-    from efficientllm import __version__
-
-    code = {"efficientllm": __version__}
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return code
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit:
-        changed = _git(root, "status", "--porcelain", "--", "src")
-        code["commit"] = commit + ("-dirty" if changed else "")
-    return code
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def memory_bytes() -> int:

@@ -24,7 +24,7 @@ from efficientllm.spec.suite import Suite
 from efficientllm.store import Store
 
 MAX_TRIES = 3
-_IDENTITY_FREE = ("efficientllm", "commit", "kernel", "python")
+_IDENTITY_FREE = ("efficientllm", "commit", "source", "kernel", "python")
 
 
 class Planned(NamedTuple):

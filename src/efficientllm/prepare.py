@@ -145,7 +145,7 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
     assembly.resolved |= {
         "attention": attention,
         "compile": how,
-        "loss": resolve_loss(spec.loss, device, vocab),
+        "loss": resolve_loss(spec.loss, vocab),
         "micro_batch": spec.batch if spec.micro_batch == "auto" else spec.micro_batch,
         "tf32": torch.get_float32_matmul_precision(),
     }
@@ -222,7 +222,9 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     attention = pin_attention(spec.attention, device, dtype, point.context, grouped=grouped)
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
     if how == "layer":
-        compiling.compile_layers(decoder_layers(build.model))
+        compiling.compile_layers(decoder_layers(build.model), vectors=point.batch == 1)
+    if how != "none" and point.batch == 1:
+        assembly.resolved["inductor"] = compiling.VECTOR_OPTIONS
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     assembly.resolved |= {

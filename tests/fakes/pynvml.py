@@ -169,6 +169,10 @@ def nvmlDeviceGetMigMode(handle: str) -> list[int]:  # noqa: N802
     return [0, 0]
 
 
+def nvmlDeviceGetCudaComputeCapability(handle: str) -> list[int]:  # noqa: N802
+    return [9, 0]
+
+
 def nvmlDeviceGetEnforcedPowerLimit(handle: str) -> int:  # noqa: N802
     return round(scenario["limit_watts"] * 1e3)
 

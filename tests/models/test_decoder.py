@@ -135,7 +135,8 @@ def test_prefill_and_decode_steps_equal_the_whole_forward_pass(kv_heads: int) ->
         for i in range(11, 30):
             found.append(model.decode(tokens[:, i : i + 1], slot, cache))
             slot += 1
-    torch.testing.assert_close(torch.stack(found, 1), whole[:, 10:], rtol=1e-4, atol=1e-5)
+    # float32 sums in another order: by how much hangs on the processor's kernels
+    torch.testing.assert_close(torch.stack(found, 1), whole[:, 10:], rtol=1e-4, atol=5e-5)
 
 
 def packed(*lengths: int) -> Documents:

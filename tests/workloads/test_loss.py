@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from efficientllm.device import Device
+from efficientllm.record import Unsupported
 from efficientllm.workloads import loss as losses
 from efficientllm.workloads.batches import IGNORED
-from efficientllm.workloads.loss import loss_of, resolve
-from tests import tiny
+from efficientllm.workloads.loss import loss_of, resolve, slice_rows
 
 N, C, V = 37, 16, 50
 
@@ -58,16 +57,24 @@ def test_slices_of_any_size_give_the_plain_loss_and_gradients(
 def test_a_slice_never_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_BYTES", rows(3))
     widest = []
-    real = F.log_softmax
+    real = losses._turn_into_gradient
 
-    def watched(logits: torch.Tensor, dim: int) -> torch.Tensor:
+    def watched(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         widest.append(logits.shape[0])
-        return real(logits, dim=dim)
+        return real(logits, targets)
 
-    monkeypatch.setattr(losses.F, "log_softmax", watched)
+    monkeypatch.setattr(losses, "_turn_into_gradient", watched)
     loss_of("chunked")(*inputs())
     assert max(widest) == 3
     assert sum(widest) == N
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [(32_768, 4096), (16_384, 4096), (1000, 1000), (32_769, 3641), (4_421, 2211)],
+)
+def test_slices_are_of_one_size_where_that_can_be(positions: int, expected: int) -> None:
+    assert slice_rows(positions, 151_936, 2) == expected
 
 
 def test_ignored_targets_give_no_gradient() -> None:
@@ -135,15 +142,16 @@ def test_autocast_changes_neither_side_of_the_comparison() -> None:
         ("auto", 151_936, "chunked"),
         ("plain", 151_936, "plain"),
         ("chunked", 4096, "chunked"),
+        ("liger", 4096, "liger"),
     ],
 )
 def test_auto_slices_large_vocabularies_and_obeys_what_is_asked(
     wanted: str, vocab: int, expected: str
 ) -> None:
-    assert resolve(wanted, tiny.CPU, vocab) == expected
+    assert resolve(wanted, vocab) == expected
 
 
-def test_auto_takes_the_triton_kernels_where_they_can_run() -> None:
-    cuda = Device(torch.device("cuda", 0), graphs=True)
-    pytest.importorskip("liger_kernel")
-    assert resolve("auto", cuda, 151_936) == "liger"
+def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    with pytest.raises(Unsupported, match="liger needs the package liger-kernel"):
+        loss_of("liger")

@@ -255,7 +255,7 @@ def _conditions(a: Row, b: Row) -> list[str]:
             found.append(f"{name}: {x} -> {y}")
     versions = [
         f"{k} {a.record.software.get(k)} -> {b.record.software.get(k)}"
-        for k in sorted({*a.record.software, *b.record.software} - {"commit", "kernel"})
+        for k in sorted({*a.record.software, *b.record.software} - {"commit", "source", "kernel"})
         if a.record.software.get(k) != b.record.software.get(k)
     ]
     return found + versions

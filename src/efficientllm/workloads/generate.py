@@ -52,7 +52,10 @@ class Generate:
             self._cache = face.new_cache(point.batch, self._slots)
             self._token = self._prompts[:, -1:].clone()
             self._slot = torch.full((1,), point.context, device=device.torch, dtype=torch.long)
-        self._decode = compiling.compiled(face.decode) if compile_model else face.decode
+        vectors = point.batch == 1
+        self._decode = (
+            compiling.compiled(face.decode, vectors=vectors) if compile_model else face.decode
+        )
         self._graph = graph
         self._replay: Callable[[], None] | None = None
         self._position = point.context

@@ -3,42 +3,42 @@
 The logits of 32,768 positions over 152,000 tokens are 10 GB in bf16 and twice that in
 float32. `chunked` never holds more than a slice of them: it multiplies, takes the loss
 *and its gradient*, and drops the slice, so nothing is computed again in the backward
-pass. `liger` does the same in Triton kernels. `plain` is the reference for both.
+pass. `liger` does the same in Triton kernels, in slices of some hundred rows, so that it
+reads and writes the gradient of the head many times; `chunked` takes slices of thousands.
+`plain` is the reference for both.
 
 Legend: N positions, C hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efficientllm.device import Device
+from efficientllm.record import Unsupported
 from efficientllm.workloads.batches import IGNORED
+from efficientllm.workloads.compiling import compiled
 
 Kind = Literal["plain", "chunked", "liger"]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden [N, C], head weight [V, C], targets [N]) -> sum of the losses, float32."""
 
-CHUNK_BYTES = 1 << 28
+CHUNK_BYTES = 5 << 28
+"""Bytes of one slice of logits: 4,096 positions of a vocabulary of 152,000 in bf16."""
 
 
-def resolve(wanted: str, device: Device, vocab: int) -> Kind:
-    """What `auto` means here: plain for small vocabularies, else the fastest that is there."""
+def resolve(wanted: str, vocab: int) -> Kind:
+    """What `auto` means here: plain for small vocabularies, else slices."""
     match wanted:
         case "plain" | "chunked" | "liger":
             return wanted
-        case _ if vocab <= 16_384:
-            return "plain"
-        case _ if device.torch.type == "cuda" and importlib.util.find_spec("liger_kernel"):
-            return "liger"
         case _:
-            return "chunked"
+            return "plain" if vocab <= 16_384 else "chunked"
 
 
 def loss_of(kind: Kind) -> Loss:
@@ -64,7 +64,14 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _liger() -> Loss:
-    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import (
+            LigerFusedLinearCrossEntropyFunction,
+        )
+    except ImportError as error:
+        raise Unsupported(
+            "loss: liger needs the package liger-kernel: pip install 'efficientllm[gpu]'"
+        ) from error
 
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         out: Any = LigerFusedLinearCrossEntropyFunction.apply(
@@ -83,22 +90,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         learns = ctx.needs_input_grad[1]
         head = weight.to(hidden.dtype)
-        rows = max(1, CHUNK_BYTES // (4 * head.shape[0]))
+        rows = slice_rows(hidden.shape[0], head.shape[0], hidden.element_size())
+        turn = _compiled_turn() if hidden.is_cuda else _turn_into_gradient
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         for start in range(0, hidden.shape[0], rows):
             part, goal = hidden[start : start + rows], targets[start : start + rows]
-            scored = (goal != IGNORED).unsqueeze(1)
-            place = goal.clamp_min(0).unsqueeze(1)
-            log_p = F.log_softmax((part @ head.T).float(), dim=-1)
-            total -= (log_p.gather(1, place) * scored).sum()
-            gradient = log_p.exp_()
-            gradient.scatter_add_(1, place, torch.full_like(place, -1, dtype=gradient.dtype))
-            gradient = (gradient * scored).to(hidden.dtype)
-            grad_hidden[start : start + rows] = gradient @ head
+            logits = part @ head.T
+            total += turn(logits, goal)
+            grad_hidden[start : start + rows] = logits @ head
             if grad_weight is not None:
-                grad_weight += gradient.T @ part
+                _add_product(grad_weight, logits, part)
         ctx.weight_dtype = weight.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
@@ -108,5 +111,43 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         (scale,) = gradients
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
-        return grad_hidden * scale.to(grad_hidden.dtype), grad_weight, None
+            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
+        return grad_hidden.mul_(scale.to(grad_hidden.dtype)), grad_weight, None
+
+
+def slice_rows(positions: int, vocab: int, element_bytes: int) -> int:
+    """Rows of one slice: at most CHUNK_BYTES of logits, and equal slices where that can be.
+
+    Slices of one size are compiled once.
+    """
+    most = max(1, CHUNK_BYTES // (element_bytes * vocab))
+    least = -(-positions // most)
+    count = next((n for n in range(least, 2 * least + 1) if positions % n == 0), least)
+    return -(-positions // count)
+
+
+def _turn_into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the losses of logits [n, V], which become their own gradient in place."""
+    scored = (targets != IGNORED).unsqueeze(1)
+    place = targets.clamp_min(0).unsqueeze(1)
+    exact = logits.float()
+    norm = exact.logsumexp(dim=-1, keepdim=True)
+    loss = ((norm - exact.gather(1, place)) * scored).sum()
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    gradient = (exact - norm).exp() - (columns == place).float()
+    logits.copy_(gradient * scored)
+    return loss
+
+
+@cache
+def _compiled_turn() -> Callable[[Tensor, Tensor], Tensor]:
+    """The same in two kernels, without logits in float32."""
+    return compiled(_turn_into_gradient)
+
+
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """total [V, C] += gradient [n, V]^T hidden [n, C], summed in float32 over all slices."""
+    if gradient.is_cuda and gradient.dtype != torch.float32:
+        torch.addmm(total, gradient.T, hidden, out_dtype=torch.float32, out=total)
+    else:
+        total += gradient.T @ hidden

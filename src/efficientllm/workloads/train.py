@@ -51,7 +51,7 @@ class Train:
         self._spec, self._device = spec, device
         self._hidden = compiling.compiled(face.hidden) if compile_model else face.hidden
         self.budget = spec.budget_steps
-        self._loss = loss_of(resolve(spec.loss, device, face.head().weight.shape[0]))
+        self._loss = loss_of(resolve(spec.loss, face.head().weight.shape[0]))
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = optimizer(model, spec.optimizer)
         self._scaler = torch.amp.GradScaler(
