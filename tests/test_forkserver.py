@@ -64,19 +64,20 @@ def test_a_server_that_was_killed_cannot_start_a_worker(tmp_path: Path) -> None:
     server.close()
 
 
-def test_files_of_accelerators_are_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cuda", [True, False])
+def test_files_of_accelerators_are_told_from_others(
+    cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's are NVML's as long as CUDA is not open, and a fork survives those."""
     files = [
         *("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dri/renderD128"),
         *("/dev/null", "pipe:[123]", "/home/nvidia/log", "/dev/shm/x"),
     ]
     links = [_Link(target) for target in files]
     monkeypatch.setattr(forkserver.Path, "iterdir", lambda _: iter(links))
-    assert open_device_files() == [
-        "/dev/dri/renderD128",
-        "/dev/kfd",
-        "/dev/nvidia0",
-        "/dev/nvidiactl",
-    ]
+    monkeypatch.setattr(forkserver, "cuda_is_open", lambda: cuda)
+    nvidia = ["/dev/nvidia0", "/dev/nvidiactl"] if cuda else []
+    assert open_device_files() == ["/dev/dri/renderD128", "/dev/kfd", *nvidia]
 
 
 class _Link:

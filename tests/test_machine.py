@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -278,6 +279,27 @@ def test_software_names_what_can_change_a_number() -> None:
     assert {"python", "kernel", "torch", "transformers", "efficientllm", "driver"} <= set(found)
     assert found["driver"] == "580.1"
     assert "driver" not in machine.software(None)
+
+
+def test_nvml_is_closed_however_often_it_was_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own check opens it and forgets about it."""
+    uses = [3]
+
+    class Closed(Exception):
+        pass
+
+    def end() -> None:
+        if not uses[0]:
+            raise Closed
+        uses[0] -= 1
+
+    begin = lambda: uses.__setitem__(0, uses[0] + 1)  # noqa: E731
+    library = SimpleNamespace(nvmlInit=begin, nvmlShutdown=end, NVMLError=Closed)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    machine.close_nvml()
+    assert uses == [0]
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    machine.close_nvml()
 
 
 def test_a_host_without_a_driver_has_no_cards(monkeypatch: pytest.MonkeyPatch) -> None:

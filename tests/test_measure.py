@@ -273,6 +273,29 @@ def test_the_windows_of_a_point_share_its_cap(world: World) -> None:
     assert world.now - start < QUICK.cap_seconds
 
 
+def test_a_window_that_cannot_do_three_units_is_left_out_and_the_others_are_measured(
+    world: World,
+) -> None:
+    """A prefill of 15 s must not take the decode numbers of its point with it."""
+    start = world.now
+    loop = Loop(Points(world, {"prefill": 15.0, "decode": 0.01, "request": 16.0}), world, QUICK)
+    (decode,) = loop.measure()
+    assert (decode.name, decode.converged) == ("decode", True)
+    assert decode.seconds >= QUICK.min_seconds
+    assert loop.left_out["prefill"].startswith("one unit takes 15 s: three do not fit")
+    assert loop.left_out["request"] == "it checks windows that were left out"
+    assert world.now - start < QUICK.cap_seconds, "two prefills show that a third is too many"
+
+
+def test_a_slow_window_leaves_the_next_at_least_half_its_due(world: World) -> None:
+    loop = Loop(Points(world, {"prefill": 9.0, "decode": 0.2, "request": 11.0}), world, QUICK)
+    prefill, decode, request = loop.measure()
+    assert (prefill.units, prefill.warmup_units) == (3, 3)
+    assert decode.units >= QUICK.min_units
+    assert decode.seconds >= QUICK.min_seconds
+    assert 1 <= request.units < measure.BRIEF_UNITS
+
+
 def test_a_unit_that_went_wrong_ends_the_window_at_once(world: World) -> None:
     work = Work(world, lambda _: 0.1)
     work.fails_at = 60

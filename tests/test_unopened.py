@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 from efficientllm import machine
+from efficientllm import unopened as module
 from efficientllm.machine import Gpu
-from efficientllm.unopened import unopened
+from efficientllm.unopened import cuda_is_open, unopened
 
 CARD = Gpu(0, "GPU-1", "NVIDIA H100", 80 << 30, 79 << 30, 700.0, 0.0, 0, "580", False, (9, 0))
 QUESTIONS = ("current_device", "get_device_capability", "get_device_name", "get_device_properties")
@@ -80,3 +82,23 @@ def test_an_import_that_fails_leaves_torch_as_it_was(opened: list[str]) -> None:
     with pytest.raises(ImportError, match="broken"), unopened():
         raise ImportError("broken")
     assert torch.cuda.get_device_properties is before
+
+
+@pytest.mark.parametrize(
+    ("maps", "answer", "open_"),
+    [
+        ("7f00 /lib/libc.so.6", 0, False),
+        ("7f00 /lib/libcuda.so.580.1", 3, False),
+        ("7f00 /lib/libcuda.so.580.1", 0, True),
+        ("7f00 /lib/libcuda.so.580.1", 100, True),
+    ],
+    ids=["no driver", "loaded", "initialized", "initialized without a card"],
+)
+def test_the_driver_itself_says_whether_cuda_is_open(
+    maps: str, answer: int, open_: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "maps").write_text(maps)
+    monkeypatch.setattr(module, "MAPS", tmp_path / "maps")
+    driver = SimpleNamespace(cuDeviceGetCount=lambda _: answer)
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: driver)
+    assert cuda_is_open() is open_

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.lifeline import die_with_parent
-from efficientllm.unopened import unopened
+from efficientllm.machine import close_nvml
+from efficientllm.unopened import cuda_is_open, unopened
 
 PRELOAD = (
     "torch",
@@ -40,6 +41,9 @@ PRELOAD = (
 )
 
 
+_OTHERS = ("/dev/kfd", "/dev/dri")
+
+
 def main() -> None:
     """Import everything a worker needs, then fork for whoever asks."""
     parent = int(sys.argv[1])
@@ -50,6 +54,7 @@ def main() -> None:
     with unopened():
         for name in PRELOAD:
             importlib.import_module(name)
+    close_nvml()
     _tell({"ready": True, "device_files": open_device_files()})
     children: set[int] = set()
     signal.signal(signal.SIGTERM, lambda *_: None)
@@ -61,14 +66,18 @@ def main() -> None:
 
 
 def open_device_files() -> list[str]:
-    """Device files of accelerators that this process holds open; any would poison a fork."""
+    """Device files of accelerators that this process holds open and that would poison a fork.
+
+    NVIDIA's may be NVML's, which a fork survives; they count once CUDA itself is open.
+    """
     held = []
+    prefixes = ("/dev/nvidia", *_OTHERS) if cuda_is_open() else _OTHERS
     for link in Path("/proc/self/fd").iterdir():
         try:
             target = str(link.readlink())
         except OSError:
             continue
-        if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri")):
+        if target.startswith(prefixes):
             held.append(target)
     return sorted(held)
 

@@ -71,6 +71,24 @@ def nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
+def close_nvml() -> None:
+    """End every use of NVML in this process.
+
+    torch's check for a device begins one and never ends it; its files would stay open, and
+    pass into every fork.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return
+    try:
+        pynvml.nvmlInit()
+        while True:  # uses are counted; the one too many raises
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return
+
+
 def gpus() -> list[Gpu]:
     """Every card that NVML shows and CUDA_VISIBLE_DEVICES leaves; [] without a driver."""
     try:

@@ -14,9 +14,10 @@ than two units ahead, so the window ends when its time has passed on the device 
 when Python believes so. Nothing else happens there: no printing, no garbage collection,
 no meter in this process.
 
-What exceeds the protocol's cap is cut, never below three units; a point that cannot do
-three is a timeout, and the trial goes on with the next. Work with a declared number of
-units (training steps) does exactly that many: warm-up and window are ranges of them.
+What exceeds the protocol's cap is cut, never below three units. A window that cannot do
+three is left out, with its reason, and the others are measured; a point without any is a
+timeout, and the trial goes on with the next. Work with a declared number of units (training
+steps) does exactly that many: warm-up and window are ranges of them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ class Work(Protocol):
 
 
 class PointTimeout(RuntimeError):
-    """Three units do not fit under the protocol's cap."""
+    """Three units do not fit under the protocol's cap, in any window of the point."""
+
+
+class _TooSlow(Exception):
+    """Three units of a window do not fit."""
 
 
 class Progress(NamedTuple):
@@ -98,39 +103,58 @@ class Loop:
     ) -> None:
         self.work, self.timeline, self.limits = work, timeline, limits
         self.progress = progress
+        self.left_out: dict[str, str] = {}
+        """Windows that were not measured, and why."""
         self._start_ns = clock.now_ns()
         self._cold_s = 0.0
 
     def measure(self) -> list[Window]:
-        """Every window of the point, in the order the work names them."""
-        return [self._window(i) for i in range(len(self.work.windows))]
+        """The windows of the point that fit, in the order the work names them."""
+        windows = []
+        for index, name in enumerate(self.work.windows):
+            if name in self.work.brief and self.left_out:
+                self.left_out[name] = "it checks windows that were left out"
+                continue
+            try:
+                windows.append(self._window(index))
+            except _TooSlow as error:
+                self.left_out[name] = str(error)
+        if not windows:
+            raise PointTimeout(next(iter(self.left_out.values())))
+        return windows
 
     def _window(self, index: int) -> Window:
         name = self.work.windows[index]
-        windows_left = len(self.work.windows) - index
-        spent = clock.seconds_since(self._start_ns) - self._cold_s
-        share = max(self.limits.cap_seconds - spent, 0.0) / windows_left
-        budget = self.work.budget
+        share = self._share(index)
         first = self._timed_block(name, 1)
         self._cold_s += first.seconds[0]  # compilation is paid once and is not the cap's business
+        if name in self.work.brief:  # the windows before have warmed everything
+            stop = self._brief_rule(share)
+            return self._steady(name, stop, first.seconds[0], [], True)
+        budget = self.work.budget
         blocks, converged = self._warm_up(name, share, budget)
         warm = [s for block in blocks for s in block.seconds]
         typical = statistics.median(blocks[-1].seconds if blocks else first.seconds)
-        done = 1 + len(warm)
-        if budget is None:
-            self._must_fit(typical, share)
-        left = None if budget is None else budget - done
+        left = None if budget is None else budget - 1 - len(warm)
         stop = self._stop_rule(typical, share - sum(warm), left)
-        if name in self.work.brief:
-            stop = lambda units, _: units >= BRIEF_UNITS  # noqa: E731
         return self._steady(name, stop, first.seconds[0], warm, converged)
 
-    def _must_fit(self, typical: float, share: float) -> None:
-        if MIN_UNITS * typical > max(share, self.limits.cap_seconds / 4):
-            raise PointTimeout(
-                f"one unit takes {typical:.3g} s: three do not fit under the cap of"
+    def _share(self, index: int) -> float:
+        """A window's part of the cap: its share of what is left, and half its due at least."""
+        count = len(self.work.windows)
+        spent = clock.seconds_since(self._start_ns) - self._cold_s
+        left = (self.limits.cap_seconds - spent) / (count - index)
+        return max(left, self.limits.cap_seconds / (2 * count))
+
+    def _must_fit(self, unit_s: float, share: float) -> None:
+        if MIN_UNITS * unit_s > max(share, self.limits.cap_seconds / 2):
+            raise _TooSlow(
+                f"one unit takes {unit_s:.3g} s: three do not fit under the cap of"
                 f" {self.limits.cap_seconds:.0f} s a point"
             )
+
+    def _brief_rule(self, seconds_left: float) -> Callable[[int, float], bool]:
+        return lambda units, seconds: units >= BRIEF_UNITS or (units > 0 and seconds > seconds_left)
 
     def _stop_rule(
         self, typical: float, seconds_left: float, left: int | None
@@ -139,7 +163,7 @@ class Loop:
         if left is not None:
             return lambda units, _: units >= left
         wanted = max(self.limits.min_seconds, self.limits.energy_seconds)
-        room = max(seconds_left - typical * AHEAD, typical * MIN_UNITS)
+        room = seconds_left - typical * AHEAD  # what is under way when it stops
 
         def enough(units: int, seconds: float) -> bool:
             if units < MIN_UNITS:
@@ -156,17 +180,17 @@ class Loop:
         if probe is None:
             return blocks, False
         blocks.append(probe)
+        if budget is None:
+            self._must_fit(probe.seconds[0], share)
         size = min(20, max(MIN_UNITS, round(BLOCK_SECONDS / max(probe.seconds[0], 1e-6))))
-        if name in self.work.brief:
-            return blocks, True
         while True:
             done = sum(len(block.seconds) for block in blocks)
             if most is not None and done + size > most:
                 return blocks, False
             over = clock.seconds_since(start) > share * WARMUP_SHARE
-            if over and done >= MIN_UNITS and budget is None:
+            if over and 1 + done >= MIN_UNITS and budget is None:
                 return blocks, False
-            blocks.append(self._timed_block(name, size))
+            blocks.append(self._timed_block(name, 1 if over and budget is None else size))
             steady = len(blocks) > 2 and agree(blocks[-2].seconds, blocks[-1].seconds)
             if steady and not blocks[-1].compiled:
                 return blocks, True

@@ -93,13 +93,17 @@ class Window(Frozen):
 
 
 class PointResult(Frozen):
-    """One (batch, context): its windows, what lay in memory, and how it ended."""
+    """One (batch, context): its windows, what lay in memory, and how it ended.
+
+    `left_out` names windows that did not fit under the protocol's cap, with the reason.
+    """
 
     point_id: str
     batch: int
     context: int
     outcome: Outcome = Outcome()
     windows: tuple[Window, ...] = ()
+    left_out: dict[str, str] = {}
     holdings: dict[str, int] = {}
     memory: dict[str, int | None] = {}
     output_sha256: str = ""

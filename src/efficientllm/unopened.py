@@ -9,14 +9,19 @@ without a context. Any other attempt to open CUDA raises, and its traceback name
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from efficientllm import machine
+
+CUDA_ERROR_NOT_INITIALIZED = 3
+MAPS = Path("/proc/self/maps")
 
 
 @contextmanager
@@ -72,3 +77,15 @@ def _forget_answers() -> None:
     if interface is not None:
         interface.caching_worker_device_properties.clear()
         interface.caching_worker_current_devices.clear()
+
+
+def cuda_is_open() -> bool:
+    """Whether this process has initialized the CUDA driver, by the driver's own word.
+
+    Open device files do not tell: NVML opens the same ones.
+    """
+    if "libcuda.so" not in MAPS.read_text("utf-8", "replace"):
+        return False
+    count = ctypes.c_int()
+    answer: int = ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(count))
+    return answer != CUDA_ERROR_NOT_INITIALIZED

@@ -139,6 +139,7 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
         done = empty.model_copy(
             update={
                 "windows": windows,
+                "left_out": loop.left_out,
                 "holdings": work.holdings(),
                 "memory": setting.memory.peaks(),
                 "compilation": compilation_report(),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from efficientllm.analysis.checks import Flag, flags
-from efficientllm.metrics import View
+from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.record import Phase, Reach, Reading, Record, Window
 from tests import samples
 from tests.samples import SECOND, START_NS
@@ -333,6 +333,19 @@ def test_a_cache_of_another_size_than_the_formula_gives_is_flagged() -> None:
     twice = {name: 2 * size for name, size in point.holdings.items()}
     points = (point.model_copy(update={"holdings": twice}),)
     assert level(record.model_copy(update={"points": points}), "CACHE_SIZE") == "warn"
+
+
+def test_a_window_that_was_left_out_is_flagged_and_its_metrics_are_null_with_the_reason() -> None:
+    record = samples.record()
+    (point,) = record.points
+    reason = "one unit takes 15 s: three do not fit under the cap of 60 s a point"
+    left = tuple(window for window in point.windows if window.name == "decode")
+    changed = point.model_copy(update={"windows": left, "left_out": {"prefill": reason}})
+    record = record.model_copy(update={"points": (changed,)})
+    assert level(record, "WINDOW_LEFT_OUT") == "warn"
+    view = View(record, changed)
+    assert BY_KEY["ttft_s"](view) == Unmeasured(reason)
+    assert isinstance(BY_KEY["tpot_s"](view), float)
 
 
 @pytest.mark.parametrize(

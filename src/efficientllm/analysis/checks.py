@@ -53,6 +53,11 @@ def _window_lengths(view: View) -> Iterator[Flag]:
             yield Flag("ENERGY_SHORT", "warn", "energy", text)
 
 
+def _left_out(view: View) -> Iterator[Flag]:
+    for name, reason in view.point.left_out.items():
+        yield Flag("WINDOW_LEFT_OUT", "warn", "all", f"{name}: {reason}")
+
+
 def _steadiness(view: View) -> Iterator[Flag]:
     loose = [w.name for w in _windows(view) if not w.converged]
     if loose:
@@ -160,6 +165,7 @@ _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _impossible,
     _compilation,
     _window_lengths,
+    _left_out,
     _steadiness,
     _clocks_agree,
     _requests_add_up,

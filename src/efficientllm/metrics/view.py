@@ -64,6 +64,8 @@ class View:
         found = self.point.window(name)
         if found is not None and found.units:
             return found
+        if name in self.point.left_out:
+            return Unmeasured(self.point.left_out[name])
         if self.point.outcome.status != "ok":
             return Unmeasured(f"{self.point.outcome.status}: {self.point.outcome.reason}")
         return Unmeasured(f"no {name} window was measured")
