@@ -19,6 +19,7 @@ test: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m efficientllm.report.methodology METHODOLOGY.md
+	$(BIN)/python -m efficientllm.report.readme README.md results/h100-80gb-quantization.jsonl
 
 # torch first and alone: a machine that keeps its own build of exactly this version uses it.
 $(INSTALLED): pyproject.toml constraints.txt

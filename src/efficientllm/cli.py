@@ -245,8 +245,9 @@ def export(
     from efficientllm.results import load
 
     with _explained():
-        rows = [r for r in load(store).rows() if not suite or r.record.trial.suite == suite]
-        content = export_rows(rows, form)
+        results = load(store)
+        rows = [r for r in results.rows() if not suite or r.record.trial.suite == suite]
+        content = export_rows(rows, form, results.probes())
         if output is None:
             sys.stdout.buffer.write(content)
         else:

@@ -33,7 +33,7 @@ from efficientllm.techniques.build import (
     Build,
 )
 from efficientllm.techniques.peft import decoder_layers
-from efficientllm.techniques.quantize import Quantization
+from efficientllm.techniques.quantize import Quantization, refuse_few_rows
 from efficientllm.workloads import compiling
 from efficientllm.workloads.batches import Batches, Packed, Stream, prompts
 from efficientllm.workloads.generate import Generate as GenerateWork
@@ -217,6 +217,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     build, device, vocabulary = assembly.build, assembly.device, assembly.vocabulary
     assert build is not None
     assert vocabulary is not None
+    refuse_few_rows(assembly.case.technique, device.torch, point.batch)
     dtype = build.model.get_input_embeddings().weight.dtype
     grouped = build.shape is not None and build.shape.heads != build.shape.kv_heads
     attention = pin_attention(spec.attention, device, dtype, point.context, grouped=grouped)

@@ -28,6 +28,10 @@ class Results(NamedTuple):
         """Replicates grouped into rows, with this machine's ceilings where doctor ran."""
         return rows(self.records, ceilings(self.records))
 
+    def probes(self) -> list[Record]:
+        """What `doctor` measured."""
+        return [r for r in self.records if r.case["workload"]["kind"] == "probe"]
+
     def find(self, key: str, at: dict[str, int] | None = None) -> Row:
         """The one row that a key names: part of a case id, or of a case's name.
 

@@ -13,7 +13,7 @@ from efficientllm.record import Unsupported
 from efficientllm.spec.technique import Int4WeightOnly, Int8Dynamic, Int8WeightOnly
 from efficientllm.techniques import apply
 from efficientllm.techniques.build import Build, bytes_by_kind, dtypes_of
-from efficientllm.techniques.quantize import Quantization
+from efficientllm.techniques.quantize import Quantization, refuse_few_rows
 from tests import tiny
 
 # Widths that groups of 128 divide.
@@ -141,3 +141,23 @@ def test_the_head_of_a_transformers_model_is_left_alone_too() -> None:
     assert type(head.weight.data) is torch.Tensor
     held_by_kind = bytes_by_kind(model)
     assert held_by_kind["head"] == held_by_kind["embedding"] == 2 * 272 * 64
+
+
+@pytest.mark.parametrize(
+    ("technique", "device", "batch", "refused"),
+    [
+        (Int8Dynamic(), "cuda", 1, True),
+        (Int8Dynamic(), "cuda", 16, True),
+        (Int8Dynamic(), "cuda", 17, False),
+        (Int8Dynamic(), "cpu", 1, False),
+        (Int8WeightOnly(), "cuda", 1, False),
+    ],
+)
+def test_a_product_that_takes_no_few_rows_says_so_before_it_runs(
+    technique: Quantization, device: str, batch: int, refused: bool
+) -> None:
+    if not refused:
+        refuse_few_rows((technique,), torch.device(device), batch)
+        return
+    with pytest.raises(Unsupported, match=f"more than 16 sequences.*this point has {batch}"):
+        refuse_few_rows((technique,), torch.device(device), batch)

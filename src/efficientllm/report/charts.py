@@ -15,7 +15,13 @@ from efficientllm.analysis.pareto import front
 from efficientllm.analysis.table import Row
 from efficientllm.report.columns import label
 
-PALETTE = ["#3b7dd8", "#e07b39", "#3f9c6d", "#b5519d", "#8a8f98", "#c9a227", "#5bb0c9"]
+PALETTE = [
+    *("#3b7dd8", "#e07b39", "#3f9c6d", "#b5519d", "#c9a227"),
+    *("#5bb0c9", "#d1495b", "#7a6ff0", "#8a8f98", "#6b8e23"),
+]
+WIDE = 20.0
+"""From this ratio of the largest to the smallest value on, an axis is logarithmic."""
+
 PARTS = (
     ("weights_gib", "weights"),
     ("gradients_gib", "gradients"),
@@ -82,7 +88,7 @@ def latency_energy(rows: list[Row]) -> Chart:
     for row in rows:
         joules, seconds = row.cell("j_per_token"), _seconds_per_token(row)
         if joules.interval is not None and seconds is not None:
-            values.append({"row": _name(row), "x": seconds * 1e3, "y": joules.interval.value})
+            values.append(_dot(row, seconds * 1e3, joules.interval.value))
     if not values:
         reasons = {row.cell("j_per_token").reason for row in rows} - {""}
         return Chart(title, "", f"no energy: {min(reasons)}" if reasons else "no row has energy")
@@ -96,7 +102,7 @@ def quality_cost(rows: list[Row]) -> Chart:
     for row in rows:
         bits, seconds = row.cell("bits_per_byte").interval, _seconds_per_token(row)
         if bits is not None and seconds is not None and row.ranked and not row.cost_only:
-            values.append({"row": _name(row), "x": seconds * 1e3, "y": bits.value})
+            values.append(_dot(row, seconds * 1e3, bits.value))
     if not values:
         reasons = {row.cell("bits_per_byte").reason for row in rows} - {""}
         return Chart(title, "", f"no quality: {min(reasons)}" if reasons else "no ranked row")
@@ -113,15 +119,23 @@ def _seconds_per_token(row: Row) -> float | None:
     return 1 / interval.value if interval is not None and interval.value > 0 else None
 
 
+def _dot(row: Row, x: float, y: float) -> dict[str, Any]:
+    return {"row": label(row), "point": row.point, "x": x, "y": y}
+
+
 def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
+    """Colours are cases, forms are points."""
+
     def draw(alt: Any) -> Any:
         base = alt.Chart(alt.Data(values=values)).encode(
-            x=alt.X("x:Q", title=x, scale=alt.Scale(zero=False, padding=18)),
-            y=alt.Y("y:Q", title=y, scale=alt.Scale(zero=False, domain=_domain(values))),
+            x=alt.X("x:Q", title=x, scale=_axis(alt, [v["x"] for v in values])),
+            y=alt.Y("y:Q", title=y, scale=_axis(alt, [v["y"] for v in values], _domain(values))),
         )
-        names = list(dict.fromkeys(value["row"] for value in values))
-        dots = base.mark_point(filled=True, size=70, opacity=1).encode(
-            color=alt.Color("row:N", sort=names, scale=_scale(alt), title=None)
+        names, points = (list(dict.fromkeys(v[key] for v in values)) for key in ("row", "point"))
+        forms = alt.Shape("point:N", sort=points, title=None)
+        dots = base.mark_point(filled=True, size=80, opacity=1).encode(
+            color=alt.Color("row:N", sort=names, scale=_scale(alt), title=None),
+            **({"shape": forms} if len(points) > 1 else {}),
         )
         rings = base.mark_point(filled=False, size=220, color="currentColor").transform_filter(
             "datum.front === true"
@@ -129,6 +143,15 @@ def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
         return alt.layer(dots, rings).properties(width=340, height=240)
 
     return _drawn(title, draw)
+
+
+def _axis(alt: Any, values: list[float], domain: list[float] | None = None) -> Any:
+    """Logarithmic where values lie far apart, else fitted to them."""
+    if min(values) > 0 and max(values) / min(values) > WIDE:
+        return alt.Scale(type="log", domain=[min(values) / 1.5, max(values) * 1.5], nice=False)
+    if domain is not None:
+        return alt.Scale(zero=False, domain=domain)
+    return alt.Scale(zero=False, padding=18)
 
 
 def _domain(values: list[dict[str, Any]]) -> list[float]:
@@ -169,7 +192,12 @@ def _styled(chart: Any) -> Any:
             titleFontWeight="normal",
         )
         .configure_legend(
-            labelColor=ink, titleColor=ink, orient="bottom", columns=3, labelLimit=160
+            labelColor=ink,
+            titleColor=ink,
+            symbolFillColor=ink,
+            orient="bottom",
+            columns=3,
+            labelLimit=160,
         )
         .configure_view(stroke=None)
     )

@@ -2,7 +2,7 @@
 
 Plain metrics come first (tokens/s, J/token, peak GiB, quality); the paper's symbols stand
 below them, all the rest after that. Inside, values are in base units; a column of small
-ones is shown in milliseconds, MiB or mJ, and says so in its heading.
+ones is shown in milliseconds, MiB or mJ, one of large counts in millions, and says so.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ STAGE_TITLES = {
 }
 _SMALLER = {"s": (1e3, "ms"), "GiB": (1024.0, "MiB"), "J": (1e3, "mJ")}
 _SMALL = 0.1
+_MANY = 1e7
 EXACT = 1e-9
 """Relative half-widths below this are rounding, not scatter."""
 
@@ -70,8 +71,9 @@ class Column(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """`time per output token (ms)`."""
-        return f"{self.metric.label} ({self.unit})" if self.unit else self.metric.label
+        """`time per output token (ms)`; a label that says its unit says it once."""
+        told = not self.unit or "/s" in self.metric.label
+        return self.metric.label if told else f"{self.metric.label} ({self.unit})"
 
     def text(self, row: Row) -> str:
         """The row's value with its half-width, or a dash."""
@@ -90,6 +92,8 @@ def column(key: str, rows: list[Row]) -> Column:
     shown = "" if metric.unit == "share" else metric.unit
     if metric.unit in _SMALLER and values and max(values) < _SMALL:
         return Column(metric, *_SMALLER[metric.unit])
+    if metric.kind == "exact" and not metric.unit and values and max(values) >= _MANY:
+        return Column(metric, 1e-6, "M")
     return Column(metric, 1.0, shown)
 
 
@@ -133,8 +137,15 @@ def with_half_width(cell: Cell, factor: float = 1.0) -> str:
     half = (interval.high - interval.low) / 2 * factor
     if half <= abs(value) * EXACT:
         return number(value)
-    decimals = _decimals(half)
-    return f"{value:,.{decimals}f} ±{half:,.{decimals}f}"
+    decimals = min(_decimals(half), _carried(value))
+    least = 10.0**-decimals
+    width = f"<{least:.{decimals}f}" if half < least / 2 else f"{half:,.{decimals}f}"
+    return f"{value:,.{decimals}f} ±{width}"
+
+
+def _carried(value: float) -> int:
+    """Decimals of a value's fourth digit: a steady run does not make the fifth one true."""
+    return max(0, 3 - math.floor(math.log10(abs(value)))) if value else 2
 
 
 def _decimals(half_width: float) -> int:

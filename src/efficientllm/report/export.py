@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,17 @@ def flat(row: Row) -> dict[str, Any]:
     return values
 
 
-def export(rows: list[Row], form: str) -> bytes:
-    """The rows in a format; ValueError for one that does not exist, or without rows."""
+def export(rows: list[Row], form: str, probes: Iterable[Record] = ()) -> bytes:
+    """The rows in a format; ValueError for one that does not exist, or without rows.
+
+    `probes` are what `doctor` measured: whole records take them along, because they are the
+    ceilings that the rows' `roofline_share` divides by.
+    """
     if not rows:
         raise ValueError("there are no records to export")
     match form:
         case "jsonl":
-            return _jsonl(rows)
+            return _jsonl(rows, probes)
         case "csv":
             return _csv(rows)
         case "parquet":
@@ -96,9 +101,11 @@ def export(rows: list[Row], form: str) -> bytes:
             raise ValueError(f"no format is called {form!r}; there is {', '.join(FORMATS)}")
 
 
-def _jsonl(rows: list[Row]) -> bytes:
-    """Whole public records, one a line: raw samples included."""
-    records = {id(view.record): view.record for row in rows for view in row.views}
+def _jsonl(rows: list[Row], probes: Iterable[Record]) -> bytes:
+    """Whole public records, one a line: raw samples included, probes of the same machines."""
+    machines = {row.record.machine.name for row in rows}
+    records = {id(r): r for r in probes if r.machine.name in machines}
+    records |= {id(view.record): view.record for row in rows for view in row.views}
     return b"".join(
         public_record(record).model_dump_json().encode() + b"\n" for record in records.values()
     )

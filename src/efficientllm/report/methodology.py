@@ -28,14 +28,14 @@ def protocol_table() -> str:
         "cap a point",
         "stops at",
     )
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines = [md_row(heads), md_row(["---"] * len(heads))]
     for name, limits in PROFILES.items():
         low, high = limits.min_trials, limits.max_trials
         stop = "-"
         if limits.time_half_width is not None and limits.energy_half_width is not None:
             stop = f"{limits.time_half_width:.0%} time, {limits.energy_half_width:.0%} energy"
         lines.append(
-            _row(
+            md_row(
                 (
                     f"`{name}`",
                     str(low) if low == high else f"{low} to {high}",
@@ -53,11 +53,11 @@ def protocol_table() -> str:
 def metric_table() -> str:
     """Every metric: key, unit, which way is better, symbol of the paper, definition."""
     heads = ("key", "unit", "better", "symbol", "stages", "definition")
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines = [md_row(heads), md_row(["---"] * len(heads))]
     for metric in METRICS:
         stages = "all" if len(metric.stages) == 3 else ", ".join(metric.stages)
         lines.append(
-            _row(
+            md_row(
                 (
                     f"`{metric.key}`",
                     metric.unit or "-",
@@ -71,26 +71,32 @@ def metric_table() -> str:
     return "\n".join(lines)
 
 
-def _row(cells: tuple[str, ...] | list[str]) -> str:
+def md_row(cells: tuple[str, ...] | list[str]) -> str:
+    """One row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def renewed(text: str) -> str:
-    """The document with its generated parts replaced."""
-    for name, table in (("protocol", protocol_table()), ("metrics", metric_table())):
+def parts() -> dict[str, str]:
+    """The generated parts of the document, by the name in their markers."""
+    return {"protocol": protocol_table(), "metrics": metric_table()}
+
+
+def renewed(text: str, made: dict[str, str]) -> str:
+    """A document with its generated parts replaced; ValueError where a marker is missing."""
+    for name, content in made.items():
         begin, end = BEGIN.format(name), END.format(name)
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not found or not closed:
             raise ValueError(f"the document has no part between {begin} and {end}")
-        text = f"{before}{begin}\n{table}\n{end}{after}"
+        text = f"{before}{begin}\n{content}\n{end}{after}"
     return text
 
 
 def main() -> None:
     """Renew the document that the command line names."""
     path = Path(sys.argv[1])
-    path.write_text(renewed(path.read_text("utf-8")), "utf-8")
+    path.write_text(renewed(path.read_text("utf-8"), parts()), "utf-8")
 
 
 if __name__ == "__main__":

@@ -22,42 +22,76 @@ from efficientllm.report.columns import (
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
-    """One table a stage: plain metrics, then what is to be said about them."""
+    """One table a stage: plain metrics, and the numbers of the notes that `print_doubts` gives."""
+    notes = _numbered(rows)
     for stage in STAGES:
         chosen = [row for row in rows if row.case.stage == stage]
         if chosen:
-            _print_stage(console, stage, chosen)
+            _print_stage(console, stage, chosen, notes)
 
 
-def _print_stage(console: Console, stage: str, rows: list[Row]) -> None:
+def _numbered(rows: list[Row]) -> dict[str, int]:
+    """Codes of what is to be weighed, numbered in the order in which rows show them."""
+    codes = (flag.code for row in rows for flag in row.flags if flag.level != "info")
+    return {code: number for number, code in enumerate(dict.fromkeys(codes), 1)}
+
+
+def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str, int]) -> None:
     columns = first_columns(stage, rows)
-    several = len({row.point for row in rows}) > 1
-    table = Table(title=STAGE_TITLES[stage], title_justify="left", box=None, pad_edge=False)
+    points = _points(rows)
+    all_cost = all(row.cost_only for row in rows)
+    noted = any(flag.code in notes for row in rows for flag in row.flags)
+    table = Table(
+        title=_title(stage, rows, all_cost), title_justify="left", box=None, pad_edge=False
+    )
     table.add_column("case", overflow="fold")
-    if several:
+    if points:
         table.add_column("point")
     for shown in columns:
-        table.add_column(shown.heading, justify="right")
-    table.add_column("flags", overflow="fold")
-    for row in rows:
-        name = escape(label(row)) + (" [dim](cost only)[/dim]" if row.cost_only else "")
-        cells = [name, *([row.point] if several else [])]
-        if row.status != "ok":
-            cells += [
-                f"[red]{row.status}[/red]",
-                *[""] * (len(columns) - 1),
-                escape(row.reason[:80]),
-            ]
-        else:
+        table.add_column(shown.heading, justify="right", overflow="fold")
+    if noted:
+        table.add_column("notes", justify="right")
+    for index, row in enumerate(rows):
+        cells = [_name(row, all_cost), *points[index : index + 1]]
+        if row.status == "ok":
             cells += [shown.text(row) for shown in columns]
-            cells.append(" ".join(f.code for f in row.flags if f.level != "info"))
+        else:
+            cells += [f"[red]{row.status}[/red]", *[""] * (len(columns) - 1)]
+        if noted:
+            cells.append(" ".join(str(notes[f.code]) for f in row.flags if f.code in notes))
         table.add_row(*cells)
     console.print(table)
+    for row in rows:
+        if row.status != "ok":
+            text = f"{label(row)} {row.point}: {row.status}: {row.reason}"
+            console.print(f"[red]![/red] {escape(text)}")
     console.print()
 
 
+def _one_context(rows: list[Row]) -> bool:
+    return len({row.views[0].point.context for row in rows}) == 1
+
+
+def _points(rows: list[Row]) -> list[str]:
+    """Each row's point, without a context that all share; nothing where all are one point."""
+    if len({row.point for row in rows}) == 1:
+        return []
+    short = _one_context(rows)
+    return [f"b{row.views[0].point.batch}" if short else row.point for row in rows]
+
+
+def _title(stage: str, rows: list[Row], all_cost: bool) -> str:
+    context = f", context {rows[0].views[0].point.context:,}" if _one_context(rows) else ""
+    return STAGE_TITLES[stage] + context + (" (random weights: cost only)" if all_cost else "")
+
+
+def _name(row: Row, all_cost: bool) -> str:
+    alone = row.cost_only and not all_cost
+    return escape(label(row)) + (" [dim](cost only)[/dim]" if alone else "")
+
+
 def print_doubts(console: Console, rows: list[Row]) -> None:
-    """What a reader must know before believing the table, once each."""
+    """What a reader must know before believing the table: the notes, each with an example."""
     bases = {
         cell.interval.basis
         for row in rows
@@ -71,13 +105,10 @@ def print_doubts(console: Console, rows: list[Row]) -> None:
         )
     if "text" in bases:
         console.print("[yellow]![/yellow] ± of bits per byte is over the held-out text, not seeds")
-    seen: dict[str, str] = {}
-    for row in rows:
-        for flag in row.flags:
-            if flag.level != "info":
-                seen.setdefault(flag.code, f"{label(row)} {row.point}: {flag.text}")
-    for code, text in seen.items():
-        console.print(f"[yellow]![/yellow] {code}  {escape(text)}")
+    for code, number in _numbered(rows).items():
+        row, flag = next((r, f) for r in rows for f in r.flags if f.code == code)
+        text = f"{code}  {label(row)} {row.point}: {flag.text}"
+        console.print(f"[yellow]{number}[/yellow] {escape(text)}")
 
 
 def print_record(console: Console, row: Row) -> None:

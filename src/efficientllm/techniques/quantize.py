@@ -16,10 +16,18 @@ import torch
 from torch import nn
 
 from efficientllm.record import Reach, Unsupported
-from efficientllm.spec.technique import Int4WeightOnly, Int8Dynamic, Int8WeightOnly
+from efficientllm.spec.technique import (
+    Int4WeightOnly,
+    Int8Dynamic,
+    Int8WeightOnly,
+    Techniques,
+)
 from efficientllm.techniques.build import Build, bytes_by_kind, kind_of
 
 Quantization = Int8WeightOnly | Int8Dynamic | Int4WeightOnly
+
+INT8_ROWS = 16
+"""Rows that are still too few for `torch._int_mm` on CUDA."""
 
 
 def apply_quantization(build: Build, technique: Quantization) -> Reach:
@@ -61,6 +69,19 @@ def apply_quantization(build: Build, technique: Quantization) -> Reach:
         bytes_before=before,
         bytes_after=sum(bytes_by_kind(model).values()),
     )
+
+
+def refuse_few_rows(techniques: Techniques, device: torch.device, batch: int) -> None:
+    """Raise Unsupported where a product cannot take as few rows as decode gives it.
+
+    cuBLAS's int8 product (`torch._int_mm`) takes more than 16 rows.
+    """
+    dynamic = any(isinstance(technique, Int8Dynamic) for technique in techniques)
+    if dynamic and device.type == "cuda" and batch <= INT8_ROWS:
+        raise Unsupported(
+            f"int8-dynamic decodes with more than {INT8_ROWS} sequences on CUDA, and this point"
+            f" has {batch}; use int8 (weight-only) there"
+        )
 
 
 def _fits(linear: nn.Linear, technique: Quantization) -> bool:
