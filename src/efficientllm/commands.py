@@ -145,13 +145,12 @@ def write_report(places: list[Path], target: Path, *, alone: bool) -> Path:
     """Write the page about records in these places, and the published ones beside them."""
     from efficientllm.report.html import page
 
-    own = load(*places)
-    others = [] if alone else published()
-    results = load(*places, *others) if others else own
+    results = load(*places)
     if not results.records:
         raise SpecError(f"no records in {', '.join(map(str, places))}; run something first")
+    text = page(results, None if alone else load(*published()))
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(results), "utf-8")
+    target.write_text(text, "utf-8")
     return target
 
 

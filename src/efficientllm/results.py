@@ -28,6 +28,16 @@ class Results(NamedTuple):
         """Replicates grouped into rows, with this machine's ceilings where doctor ran."""
         return rows(self.records, ceilings(self.records))
 
+    def beside(self, others: Results) -> Results:
+        """These with others, for one table; a record that both hold counts once."""
+
+        def identity(record: Record) -> tuple[str, str, str]:
+            return record.machine.name, record.key, record.started_at
+
+        known = {identity(record) for record in self.records}
+        more = tuple(r for r in others.records if identity(r) not in known)
+        return Results(self.records + more, self.quarantined + others.quarantined)
+
     def probes(self) -> list[Record]:
         """What `doctor` measured."""
         return [r for r in self.records if r.case["workload"]["kind"] == "probe"]

@@ -179,3 +179,41 @@ def test_a_store_with_nothing_but_probes_is_told_so() -> None:
     probe = samples.case(name="probe-sleep", model="none", technique=None, workload="probe")
     with pytest.raises(ValueError, match="run a suite first"):
         page(results(sample(of=probe, windows=[])))
+
+
+def test_published_records_stand_beside_and_never_take_the_first_screen() -> None:
+    """Whose machine it is decides, not whose record is newer."""
+    other = samples.MACHINE.model_copy(update={"name": "other", "device": "NVIDIA H100"})
+    published = results(
+        *(
+            record.model_copy(
+                update={
+                    "machine": other,
+                    "env_id": "e" * 64,
+                    "started_at": "2030-01-01T00:00:00+00:00",
+                }
+            )
+            for record in pair()
+        )
+    )
+    text = page(results(*pair()), published)
+    assert "NVIDIA H200, 2026-01-01, protocol standard" in text
+    assert text.count("<details id=") == 4
+    assert text.count("other machine") == 2
+    probe = samples.case(name="probe-sleep", model="none", technique=None, workload="probe")
+    alone = page(results(sample(of=probe, windows=[])), published)
+    assert "NVIDIA H100, 2030-01-01" in alone, "without own rows the published ones speak"
+
+
+def test_a_published_record_that_lies_in_the_store_counts_once() -> None:
+    own = results(*pair())
+    assert len(own.beside(results(*pair())).records) == len(own.records)
+
+
+def test_without_quality_the_first_chart_shows_energy() -> None:
+    records = [
+        record.model_copy(update={"scores": None, "notes": {"quality": "random weights"}})
+        for record in pair()
+    ]
+    lead = page(results(*records)).split("What is invalid")[0]
+    assert "Time against energy, per token" in lead

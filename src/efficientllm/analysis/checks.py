@@ -54,8 +54,9 @@ def _window_lengths(view: View) -> Iterator[Flag]:
 
 
 def _left_out(view: View) -> Iterator[Flag]:
-    for name, reason in view.point.left_out.items():
-        yield Flag("WINDOW_LEFT_OUT", "warn", "all", f"{name}: {reason}")
+    if view.point.left_out:
+        text = "; ".join(f"{name}: {reason}" for name, reason in view.point.left_out.items())
+        yield Flag("WINDOW_LEFT_OUT", "warn", "all", text)
 
 
 def _steadiness(view: View) -> Iterator[Flag]:

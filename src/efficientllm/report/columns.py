@@ -157,6 +157,11 @@ def _decimals(half_width: float) -> int:
     return max(0, (1 if leading < 2 else 0) - magnitude)
 
 
+def device(name: str) -> str:
+    """A device's product name without its maker and its kind of memory."""
+    return " ".join(w for w in name.split() if w not in ("NVIDIA", "AMD") and "HBM" not in w)
+
+
 def label(row: Row) -> str:
     """The row's case name without its stage."""
     return row.name.removeprefix(f"{row.case.stage}-") or row.name

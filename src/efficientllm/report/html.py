@@ -26,6 +26,7 @@ from efficientllm.report.columns import (
     Column,
     all_metrics,
     column,
+    device,
     first_columns,
     label,
 )
@@ -73,13 +74,20 @@ class Stage(NamedTuple):
         return [line.row for line in self.lines]
 
 
-def page(results: Results) -> str:
-    """The page about every record of the results, as text."""
-    cases = [r for r in results.records if r.case["workload"]["kind"] != "probe"]
+def page(results: Results, beside: Results | None = None) -> str:
+    """The page about every record of the results, as text.
+
+    `beside` are published records: their rows stand in the tables too, but the first screen
+    speaks of the results, as long as they hold more than probes.
+    """
+    whole = results.beside(beside) if beside is not None else results
+    cases = _cases(results) or _cases(whole)
     if not cases:
         raise ValueError("there are only doctor's probes here; run a suite first")
     newest = max(cases, key=lambda r: r.started_at)
-    rows = results.rows()  # oldest first: the order in which a suite runs
+    rows = whole.rows()  # oldest first: the order in which a suite runs
+    own = {id(record) for record in results.records}
+    rows.sort(key=lambda row: id(row.record) in own)  # stable: what is left out is not the user's
     shown = rows[-MAX_ROWS:]
     fixed = _fixed_parts(results, shown, newest)
     while True:
@@ -87,6 +95,10 @@ def page(results: Results) -> str:
         if len(text.encode()) <= MAX_BYTES or len(shown) == 1:
             return text
         shown = shown[-(len(shown) * 3 // 4) :]
+
+
+def _cases(results: Results) -> list[Record]:
+    return [r for r in results.records if r.case["workload"]["kind"] != "probe"]
 
 
 def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str, Any]:
@@ -112,7 +124,7 @@ def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str
 
 def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["label"] = label
+    environment.filters |= {"label": label, "device": device}
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     return environment.from_string(_asset("page.html")).render(
@@ -151,7 +163,8 @@ def _lead_chart(rows: list[Row]) -> charts.Chart:
     for stage in reversed(STAGES):
         chosen = [r for r in rows if r.case.stage == stage and r.status == "ok"]
         if len(chosen) > 1:
-            return charts.quality_cost(chosen)
+            quality, energy = charts.quality_cost(chosen), charts.latency_energy(chosen)
+            return quality if quality.svg or not energy.svg else energy
     return charts.Chart("Quality against time", "", "two finished rows are needed")
 
 
