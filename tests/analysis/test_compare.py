@@ -244,13 +244,17 @@ def quality(a: r.Scores, b: r.Scores) -> Line:
 
 
 def test_quality_of_the_same_weights_is_paired_over_documents() -> None:
-    # documents differ by a factor of four; every one of them gets a little worse
+    # documents differ by a factor of four; every one of them gets one percent worse
     base = [0.5 + 0.1 * i for i in range(16)]
-    worse = quality(scores(*base), scores(*(b + 0.002 for b in base)))
+    worse = quality(scores(*base), scores(*(b * 1.01 for b in base)))
     assert (worse.verdict, worse.why) == ("worse", "paired over documents")
-    better = quality(scores(*base), scores(*(b - 0.002 for b in base)))
+    better = quality(scores(*base), scores(*(b * 0.99 for b in base)))
     assert better.verdict == "better"
-    mixed = [b + 0.002 * (-1) ** i for i, b in enumerate(base)]
+    slight = quality(scores(*base), scores(*(b * 1.001 for b in base)))
+    assert (slight.verdict, slight.low) == ("no difference", pytest.approx(1.001))
+    wide = quality(scores(*base), scores(*(b * (1 + 0.1 * (-1) ** i) for i, b in enumerate(base))))
+    assert (wide.verdict, wide.why) == ("ambiguous", "the interval touches the band of 0.5 %")
+    mixed = [b * (1 + 0.002 * (-1) ** i) for i, b in enumerate(base)]
     assert quality(scores(*base), scores(*mixed)).verdict == "no difference"
     assert quality(scores(*base), scores(*base)).verdict == "no difference"
 
@@ -259,7 +263,33 @@ def test_quality_on_other_text_or_on_few_documents_decides_nothing() -> None:
     other = quality(scores(*[1.0] * 10), scores(*[2.0] * 10, text="b" * 64))
     assert (other.verdict, other.why) == ("ambiguous", "scored on different text")
     few = quality(scores(*[1.0] * 7), scores(*[2.0] * 7))
-    assert (few.verdict, few.why) == ("ambiguous", "7 documents; eight are needed")
+    assert (few.verdict, few.why) == ("ambiguous", "7 documents; 8 are needed")
+
+
+def test_generating_with_two_models_says_nothing_about_how_they_were_trained() -> None:
+    other = samples.case(
+        name="generate-mqa",
+        model={"kind": "backbone", "preset": "tiny", "attention": "mqa"},
+    )
+    one = row(BF16, (0.01,), scores=scores(*[1.0] * 16))
+    two = row(other, (0.01,), scores=scores(*[1.2] * 16))
+    found = line(compare(one, two), "bits_per_byte")
+    assert (found.verdict, found.low) == ("ambiguous", None)
+    assert found.why.startswith("separately trained")
+
+
+def test_joules_of_different_scopes_never_compare() -> None:
+    def of(scope: str) -> Row:
+        record = samples.record(BF16)
+        readings = tuple(x.model_copy(update={"scope": scope}) for x in record.readings)
+        record = record.model_copy(update={"readings": readings})
+        return Row((View(record, record.points[0]),))
+
+    same = compare(of("board"), of("board"))
+    assert line(same, "j_per_token").ratio == pytest.approx(1.0)
+    found = compare(of("board"), of("package"))
+    assert not [x for x in found.lines if x.metric.key == "j_per_token"]
+    assert "energy: board -> package, which never compare" in found.conditions
 
 
 def test_quality_of_separately_trained_models_needs_three_seeds() -> None:

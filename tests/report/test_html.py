@@ -36,6 +36,9 @@ class Structure(html.parser.HTMLParser):
         self.elements.append((tag, dict(attrs)))
         self._inside = tag
 
+    def attributes(self) -> set[str]:
+        return {name for _, attrs in self.elements for name in attrs}
+
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
 
@@ -217,3 +220,33 @@ def test_without_quality_the_first_chart_shows_energy() -> None:
     ]
     lead = page(results(*records)).split("What is invalid")[0]
     assert "Time against energy, per token" in lead
+
+
+def test_only_a_suite_that_its_name_runs_offers_its_command() -> None:
+    named = [
+        record.model_copy(update={"trial": record.trial.model_copy(update={"suite": "quickstart"})})
+        for record in pair()
+    ]
+    assert 'data-copy="efficientllm run quickstart"' in page(results(*named))
+    assert "data-copy" not in Structure(page(results(*pair()))).attributes()
+
+
+def test_the_first_screen_compares_within_one_model_and_takes_the_newest() -> None:
+    """Two one-line runs share a suite's name, and nothing else."""
+    small = [
+        record.model_copy(update={"started_at": "2026-02-01T00:00:00+00:00"})
+        for technique in ("bf16", "int8")
+        for record in [
+            sample(
+                of=samples.case(
+                    name=f"generate-small-{technique}",
+                    model="backbone-small",
+                    technique=technique,
+                )
+            )
+        ]
+    ]
+    sentence = re.search(r"<h1>(.*?)</h1>", page(results(*pair(), *small)), re.DOTALL)
+    assert sentence is not None
+    assert "small-int8" in sentence[1]
+    assert "small-bf16" in sentence[1]

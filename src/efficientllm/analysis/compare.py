@@ -8,7 +8,9 @@ The verdict rests on the interval of the ratio B / A:
     ambiguous             anything else
 
 Counts (bytes of weights, of the cache, bits per parameter) do not scatter: one trial a
-side decides, and any difference is one.
+side decides, and any difference is one. Bits per byte of the same trained weights are
+compared over held-out documents, with a band of +-0.5 % (`held_out`). Joules of different
+scopes (board, package) are not compared at all.
 
 Comparisons of unequal work are refused with the difference named.
 """
@@ -20,9 +22,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from efficientllm.analysis.held_out import (
+    MIN_DOCUMENTS,
+    QUALITY_BAND,
+    ratio_over_documents,
+    same_weights,
+)
 from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTERVAL, t_half_width
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import BY_KEY, Metric, Unmeasured, View
+from efficientllm.metrics.energy import energy_scope
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.workload import Generate, Training
 
@@ -100,9 +109,17 @@ def compare(a: Row, b: Row) -> Comparison:
     if differences:
         raise Unequal("unequal work: " + "; ".join(differences))
     pairs, same_card = paired(a, b)
-    keys = (*SHOWN.get(a.case.stage, ()), *COMMON)
+    keys = [*SHOWN.get(a.case.stage, ()), *COMMON]
+    if len(_scopes(a, b)) > 1:
+        keys.remove("j_per_token")
     lines = [line for key in keys if (line := _line(BY_KEY[key], a, b, pairs)) is not None]
     return Comparison(a, b, tuple(lines), same_card, tuple(_conditions(a, b)))
+
+
+def _scopes(a: Row, b: Row) -> list[str]:
+    """What the joules of either row cover, where they have any."""
+    found = (energy_scope(row.views[-1]) for row in (a, b))
+    return list(dict.fromkeys(scope for scope in found if scope))
 
 
 def unequal_work(a: Row, b: Row) -> list[str]:
@@ -168,11 +185,17 @@ def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Lin
         return None
     low, high = ratio_interval(ratios, looked=_looked(a) or _looked(b))
     ratio = math.exp(float(np.log(ratios).mean()))
-    verdict, why = _verdict(metric, low, high, len(ratios))
+    band, basis = BAND, ""
+    if metric.kind == "quality":
+        reason, basis, documents = _quality_evidence(a, b)
+        if reason:
+            return Line(metric, first.value, second.value, ratio, None, None, len(ratios), *reason)
+        if documents is not None:
+            (low, high), band = documents, QUALITY_BAND
+    verdict, why = _verdict(metric, low, high, len(ratios), band)
     if invalid:
         verdict, why = "ambiguous", "one side is invalid"
-    elif metric.kind == "quality" and a.record.scores is not None:
-        verdict, why = _quality(metric, a, b, verdict, why)
+    why = why or basis
     return Line(metric, first.value, second.value, ratio, low, high, len(ratios), verdict, why)
 
 
@@ -205,41 +228,50 @@ def ratio_interval(ratios: list[float], *, looked: bool) -> tuple[float | None, 
 
 
 def _verdict(
-    metric: Metric, low: float | None, high: float | None, pairs: int
+    metric: Metric, low: float | None, high: float | None, pairs: int, band: float
 ) -> tuple[Verdict, str]:
     if low is None or high is None:
         return "ambiguous", f"{pairs} of the three pairs of trials it takes (protocol=standard)"
-    if low > 1 + BAND or high < 1 - BAND:
+    if low > 1 + band or high < 1 - band:
         return _direction(metric, up=low > 1), ""
-    if low > 1 - BAND and high < 1 + BAND:
+    if low > 1 - band and high < 1 + band:
         return "no difference", ""
-    return "ambiguous", "the interval touches the band of 2 %"
+    return "ambiguous", f"the interval touches the band of {band * 100:g} %"
 
 
-def _quality(metric: Metric, a: Row, b: Row, verdict: Verdict, why: str) -> tuple[Verdict, str]:
-    """Same trained weights: paired over documents. Separately trained: three seeds."""
+class _Evidence(NamedTuple):
+    """What a quality verdict may rest on: a reason against any, or an interval of its own."""
+
+    against: tuple[Verdict, str] | None
+    basis: str = ""
+    documents: tuple[float, float] | None = None
+
+
+def _quality_evidence(a: Row, b: Row) -> _Evidence:
+    """Same trained weights: paired over documents. Separately trained: trials are seeds."""
     one, two = a.record.scores, b.record.scores
-    same_text = one is not None and two is not None and one.text_sha256 == two.text_sha256
-    if not same_text:
-        return "ambiguous", "scored on different text"
-    if a.case.stage != "generate" or metric.key != "bits_per_byte":
-        return verdict, why
-    assert one is not None
-    assert two is not None
-    difference = np.asarray(two.nll) - np.asarray(one.nll)
-    if len(difference) < 8:
-        return "ambiguous", f"{len(difference)} documents; eight are needed"
-    generator = np.random.default_rng(0)
-    chosen = generator.integers(0, len(difference), size=(4000, len(difference)))
-    low, high = np.quantile(difference[chosen].sum(axis=1), (0.025, 0.975))
-    if low > 0:
-        return "worse", "paired over documents"
-    return ("better", "paired over documents") if high < 0 else ("no difference", "over documents")
+    if one is None or two is None:
+        return _Evidence(None)
+    if one.text_sha256 != two.text_sha256 or len(one.nll) != len(two.nll):
+        return _Evidence(("ambiguous", "scored on different text"))
+    if same_weights(a.case, b.case):
+        found = ratio_over_documents(one, two)
+        if found is None:
+            few = f"{len(one.nll)} documents; {MIN_DOCUMENTS} are needed"
+            return _Evidence(("ambiguous", few))
+        return _Evidence(None, "paired over documents", found)
+    if a.case.stage == "generate":
+        why = "separately trained: compare the trainings, over three seeds"
+        return _Evidence(("ambiguous", why))
+    return _Evidence(None)
 
 
 def _conditions(a: Row, b: Row) -> list[str]:
     """What differs and is allowed to, stated so that nobody takes it for the technique."""
     found = []
+    scopes = _scopes(a, b)
+    if len(scopes) > 1:
+        found.append(f"energy: {scopes[0]} -> {scopes[1]}, which never compare")
     for name, x, y in (
         ("machine", a.record.machine.name, b.record.machine.name),
         ("micro-batch", a.record.resolved.get("micro_batch"), b.record.resolved.get("micro_batch")),

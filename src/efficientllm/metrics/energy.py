@@ -121,6 +121,12 @@ def integral(power: Reading, start_ns: int, end_ns: int) -> float | None:
     return sum((t1 - t0) / 1e9 * (w0 + w1) / 2 for (t0, w0), (t1, w1) in itertools.pairwise(path))
 
 
+def energy_scope(view: View) -> str | None:
+    """What the joules of the main window cover (board, module, package); None without any."""
+    energy = window_energy(view, view.main_window)
+    return None if isinstance(energy, Unmeasured) else energy.scope
+
+
 def energy_j(view: View) -> Value:
     """Energy of the steady window (training steps; decode) in joules, gross."""
     energy = window_energy(view, view.main_window)

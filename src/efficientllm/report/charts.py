@@ -99,17 +99,21 @@ def quality_cost(rows: list[Row]) -> Chart:
     """Bits per byte against seconds per token, with the Pareto front marked."""
     title = "Quality against time (ringed: nothing is better on both)"
     values: list[dict[str, Any]] = []
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         bits, seconds = row.cell("bits_per_byte").interval, _seconds_per_token(row)
         if bits is not None and seconds is not None and row.ranked and not row.cost_only:
             values.append(_dot(row, seconds * 1e3, bits.value))
+            text = row.record.scores.text_sha256 if row.record.scores else ""
+            alike.setdefault((text, row.point), []).append(values[-1])
     if not values:
         reasons = {row.cell("bits_per_byte").reason for row in rows} - {""}
         return Chart(title, "", f"no quality: {min(reasons)}" if reasons else "no ranked row")
-    # Quality beyond four digits is noise, and a front drawn through noise says nothing.
-    counted = [(v["x"], float(f"{v['y']:.4g}")) for v in values]
-    for value, best in zip(values, front(counted), strict=True):
-        value["front"] = best
+    for group in alike.values():  # one text, one point: what can beat each other
+        # Quality beyond four digits is noise, and a front drawn through noise says nothing.
+        counted = [(v["x"], float(f"{v['y']:.4g}")) for v in group]
+        for value, best in zip(group, front(counted), strict=True):
+            value["front"] = best and len(group) > 1
     return _scatter(title, values, "milliseconds per token", "bits per byte")
 
 

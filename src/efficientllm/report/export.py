@@ -15,6 +15,7 @@ from typing import Any
 
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import METRICS
+from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
 from efficientllm.report.columns import (
     STAGE_TITLES,
@@ -64,6 +65,7 @@ def flat(row: Row) -> dict[str, Any]:
         "machine": record.machine.name,
         "case_id": record.trial.case_id,
         "env_id": record.env_id,
+        "energy_scope": energy_scope(row.views[-1]),
         "flags": " ".join(flag.code for flag in row.flags),
         "ranked": row.ranked,
     }

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from efficientllm.analysis.compare import Comparison, Line, Unequal, compare
 from efficientllm.analysis.table import Row
 from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number
+from efficientllm.spec.canonical import digest
 
 SPEED = {
     "generate": "it_tokens_per_s",
@@ -75,24 +76,44 @@ def main_comparison(rows: list[Row]) -> Comparison | None:
 
     The reference is what people start from (bf16, full fine-tuning, MHA); it is compared
     with the row that goes furthest from it: fewest bits, fewest trained parameters,
-    otherwise the last one of the grid.
+    in pretraining the fewest parameters. Both have one model, if any two rows do.
     """
     for stage in ("generate", "finetune", "pretrain"):
         good = [row for row in rows if row.case.stage == stage and row.status == "ok"]
-        reference = _reference(good, stage)
-        if reference is None:
-            continue
-        others = [r for r in good if r is not reference and r.point == reference.point]
-        made = [c for row in others if (c := _try(reference, row)) is not None]
-        if made:
-            return min(made, key=lambda c: _distance_key(c.b, stage))
+        for group in (*_of_one_model(good), good):
+            found = _furthest(group, stage)
+            if found is not None:
+                return found
     return None
+
+
+def _of_one_model(rows: list[Row]) -> list[list[Row]]:
+    """Rows by model, the newest first; in pretraining attention may differ within one."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        model = row.case.model.model_dump(mode="json")
+        if row.case.stage == "pretrain":
+            model.pop("attention", None)
+        groups.setdefault(digest(model), []).append(row)
+    newest = {key: max(r.record.started_at for r in group) for key, group in groups.items()}
+    return [groups[key] for key in sorted(groups, key=newest.__getitem__, reverse=True)]
+
+
+def _furthest(rows: list[Row], stage: str) -> Comparison | None:
+    """The reference against the row that goes furthest from it."""
+    reference = _reference(rows, stage)
+    if reference is None:
+        return None
+    others = [r for r in rows if r is not reference and r.point == reference.point]
+    made = [c for row in others if (c := _try(reference, row)) is not None]
+    return min(made, key=lambda c: _distance_key(c.b, stage)) if made else None
 
 
 def _distance_key(row: Row, stage: str) -> float:
     """Smaller is further from the reference."""
-    key = {"generate": "bits_per_param", "finetune": "trainable_params"}.get(stage)
-    interval = row.cell(key).interval if key is not None else None
+    keys = {"generate": "bits_per_param", "finetune": "trainable_params"}
+    key = keys.get(stage, "total_params")
+    interval = row.cell(key).interval
     return interval.value if interval is not None else 0.0
 
 

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from efficientllm.analysis.table import Cell, Row
+from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
 from efficientllm.report import charts, timeline
 from efficientllm.report.columns import (
@@ -113,10 +114,10 @@ def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str
         "script_hash": _hash(script),
         "head": headline(main, _question(newest.trial.suite)),
         "lead_chart": _lead_chart(main),
-        "charts": {key: charts.stage_charts(_of(key, shown)) for key in STAGES},
+        "charts": {key: charts.stage_charts(_charted(_of(key, shown), main)) for key in STAGES},
         "quarantined": results.quarantined,
         "suite": newest.trial.suite,
-        "command": f"efficientllm run {newest.trial.suite}",
+        "command": _command(newest.trial.suite),
         "data": _json(_downloads(main[-MAX_DOWNLOADED:], newest)),
         "svg": Markup,
     }
@@ -157,6 +158,23 @@ def _question(suite: str) -> str:
     from efficientllm.spec.suite import builtin_names, load_suite
 
     return load_suite(suite).question if suite in builtin_names() else ""
+
+
+def _command(suite: str) -> str:
+    """What runs the suite again, where its name alone says it; nothing for a user's own."""
+    from efficientllm.spec.suite import builtin_names
+
+    return f"efficientllm run {suite}" if suite in builtin_names() else ""
+
+
+def _charted(rows: list[Row], main: list[Row]) -> list[Row]:
+    """Rows that one chart can hold: of one suite on one machine, the main one's if it has any."""
+    own = [row for row in rows if row in main]
+    if own or not rows:
+        return own
+    newest = rows[-1].record
+    place = newest.trial.suite, newest.machine.name
+    return [r for r in rows if (r.record.trial.suite, r.record.machine.name) == place]
 
 
 def _lead_chart(rows: list[Row]) -> charts.Chart:
@@ -227,6 +245,7 @@ def _detail(row: Row) -> Detail:
         ("environment", record.env_id),
         ("machine", record.machine.name),
         ("started", record.started_at),
+        ("energy of", energy_scope(row.views[-1]) or "nothing that could be read"),
         ("trials", ", ".join(_trial(view.record) for view in row.views)),
         *sorted((k, str(v)) for k, v in record.resolved.items()),
         *sorted((f"version of {k}", v) for k, v in record.software.items()),

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from efficientllm.analysis.compare import Comparison
 from efficientllm.analysis.table import Row
+from efficientllm.metrics.energy import energy_scope
 from efficientllm.report.columns import (
     PAPER,
     STAGE_TITLES,
@@ -121,7 +122,9 @@ def print_record(console: Console, row: Row) -> None:
     console.print(f"trials {len(row.views)}, newest {record.key} from {record.started_at}")
     console.print(f"machine {escape(record.machine.name)}")
     weights = "random weights: cost only" if row.cost_only else "trained weights"
-    console.print(f"protocol {record.protocol['profile']}, {weights}")
+    scope = energy_scope(row.views[-1])
+    covered = f", energy of the {scope}" if scope else ""
+    console.print(f"protocol {record.protocol['profile']}, {weights}{covered}")
     paper = PAPER[row.case.stage]
     table = Table(box=None, pad_edge=False)
     for name in ("metric", "value", "n", "interval from", "symbol"):
@@ -154,11 +157,13 @@ def print_comparison(console: Console, found: Comparison) -> None:
         console.print(f"[yellow]differs[/yellow]  {escape(condition)}")
     table = Table(box=None, pad_edge=False, show_header=False)
     for line in found.lines:
-        interval = "" if line.low is None else f"[{line.low:.3f}, {line.high:.3f}]"
         if line.metric.kind == "quality":
             amount = f"{line.b - line.a:+.4f}"
+            bounds = [(x - 1) * line.a for x in (line.low, line.high) if x is not None]
+            interval = f"[{bounds[0]:+.4f}, {bounds[1]:+.4f}]" if bounds else ""
         else:
             amount = f"x{line.ratio:.3f}"
+            interval = "" if line.low is None else f"[{line.low:.3f}, {line.high:.3f}]"
         why = f"[dim]{escape(line.why)}[/dim]" if line.why else ""
         table.add_row(line.metric.label, amount, escape(interval), line.word, why)
     console.print(table)

@@ -1,0 +1,39 @@
+"""Is B's quality like A's? Bits per byte on the same held-out text, document by document.
+
+The same trained weights in two precisions differ only by what the precision does, so each
+document is its own pair, and a bootstrap over documents gives the interval of the ratio of
+the sums. Separately trained models differ by their seeds too, which documents cannot show:
+three trainings a side decide there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from efficientllm.record import Scores
+from efficientllm.spec.canonical import digest
+from efficientllm.spec.case import Case
+
+QUALITY_BAND = 0.005
+"""Ratios of bits per byte within half a percent of one count as no difference."""
+
+MIN_DOCUMENTS = 8
+DRAWS = 4000
+
+
+def same_weights(a: Case, b: Case) -> bool:
+    """Whether both rows start from one and the same trained model and train it no further."""
+    generating = a.stage == b.stage == "generate"
+    return generating and digest(a.model) == digest(b.model)
+
+
+def ratio_over_documents(a: Scores, b: Scores) -> tuple[float, float] | None:
+    """95 % bootstrap interval of (sum of B's nll) / (sum of A's); None below eight documents."""
+    if len(a.nll) < MIN_DOCUMENTS:
+        return None
+    one, two = np.asarray(a.nll), np.asarray(b.nll)
+    generator = np.random.default_rng(0)
+    chosen = generator.integers(0, len(one), size=(DRAWS, len(one)))
+    ratios = two[chosen].sum(axis=1) / one[chosen].sum(axis=1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)
