@@ -152,7 +152,7 @@ def test_a_loss_that_overflows_is_nan_and_no_crash(
     assert "Infinity" not in (tmp_path / JOURNAL).read_text()
 
 
-def test_a_bug_is_a_crash_in_its_phase_with_the_traceback_for_a_look(
+def test_a_bug_in_scoring_costs_the_quality_and_nothing_else(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def bug(*_: object) -> None:
@@ -161,7 +161,8 @@ def test_a_bug_is_a_crash_in_its_phase_with_the_traceback_for_a_look(
     monkeypatch.setattr(worker, "evaluate", bug)
     story = ran(tmp_path, cache, {})
     assert story.outcome is not None
-    assert (story.outcome.status, story.outcome.phase) == ("crash", "quality")
-    assert story.outcome.reason == "KeyError: 'missing'"
+    assert story.outcome.status == "ok"
+    assert story.notes["quality"] == "crash: KeyError: 'missing'"
+    assert story.scores is None
     assert [point.outcome.status for point in story.points] == ["ok"], "what was measured is kept"
     assert "Traceback" in capsys.readouterr().err

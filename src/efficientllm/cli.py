@@ -2,7 +2,8 @@
 
 Exit status: 0 done; 1 a trial failed, or a --fail-if condition holds; 2 the request cannot
 be understood; 3 the store or the disk; 4 no usable device or worker; 5 time ran out with
-work left; 128 + N stopped by signal N.
+work left; 6 a --fail-if condition is exceeded but not decided (too few trials); 128 + N
+stopped by signal N.
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ def _explained() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(0) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 3)
 
 
 def _fail(message: str, status: int) -> None:
@@ -196,15 +200,17 @@ def compare(
     ] = "",
 ) -> None:
     """Compare B with A: paired, with an interval and a verdict; refused for unequal work."""
-    from efficientllm.commands import failed_condition
+    from efficientllm.analysis.condition import check_condition
     from efficientllm.report.text import print_comparison
     from efficientllm.results import load
 
     with _explained():
         found = load(store).compare(a, b, _at(at))
         print_comparison(_console(), found)
-        if fail_if and (reason := failed_condition(found, fail_if)):
-            _fail(reason, 1)
+        if fail_if:
+            status, text = check_condition(found, fail_if)
+            if status != "held":
+                _fail(text, 1 if status == "broken" else 6)
 
 
 @app.command(epilog="Example: efficientllm report -o report.html")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from efficientllm import machine, predict
-from efficientllm.analysis.compare import Comparison, Line
+from efficientllm import clock, machine, predict
 from efficientllm.analysis.table import precise
 from efficientllm.catalog.peaks import machine_named, peak_of
 from efficientllm.plan import Planned, Shelf, next_round
@@ -38,7 +36,7 @@ def run_command(
     store = Store(store_path)
     _announce(console, suite, store, options.gpu)
     total = _missing(suite, store, options)
-    with _Bar(console, total) as bar:
+    with _Bar(console, total, _total_seconds(suite, store, options.gpu)) as bar:
         summary = run_suite(suite, store, options, bar.events())
     results = load(store_path)
     ids = {case.case_id for case in suite.cases}
@@ -71,8 +69,15 @@ def _announce(console: Console, suite: Suite, store: Store, gpu: machine.Gpu | N
     guess = _total_seconds(suite, store, gpu)
     console.print(
         f"suite {escape(suite.name)}  {device}  protocol {suite.protocol.profile}"
-        f"  {len(suite.cases)} cases  about {_minutes(guess)}"
+        f"  {len(suite.cases)} cases  about {_minutes(guess)}{_energy_guess(guess, gpu)}"
     )
+
+
+def _energy_guess(seconds: float, gpu: machine.Gpu | None) -> str:
+    """At most so much, were the card at its limit all the time."""
+    if gpu is None or not gpu.power_limit_w:
+        return ""
+    return f", at most {seconds * gpu.power_limit_w / 3.6e6:.2g} kWh"
 
 
 def _missing(suite: Suite, store: Store, options: Options) -> int:
@@ -92,20 +97,24 @@ def _next_step(console: Console, suite: Suite, rows: list[Any], gpu: machine.Gpu
 
 
 class _Bar:
-    """Progress with the time gone; quiet when standard output is no terminal."""
+    """Progress with the time left, as far as it can be guessed; quiet when nobody watches.
 
-    def __init__(self, console: Console, total: int) -> None:
+    The guess made before the run is scaled by how long the trials that ended really took.
+    """
+
+    def __init__(self, console: Console, total: int, guess_s: float) -> None:
         self._console, self._total, self._done = console, total, 0
+        self._guess_s, self._start_ns = guess_s, clock.now_ns()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=1.0, detail="")
+        self._task = self._progress.add_task("", total=1.0, detail="", left=self._left())
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -127,7 +136,14 @@ class _Bar:
     def _told(self, progress: TrialProgress) -> None:
         detail = f"{progress.phase} {progress.window}".strip()
         share = progress.done / progress.total if progress.total else None
-        self._progress.update(self._task, completed=share or 0.0, detail=detail)
+        self._progress.update(self._task, completed=share or 0.0, detail=detail, left=self._left())
+
+    def _left(self) -> str:
+        gone = clock.seconds_since(self._start_ns)
+        whole = self._guess_s
+        if self._done and self._total:
+            whole = gone / self._done * max(self._total, self._done)
+        return f"about {_minutes(max(0.0, whole - gone))} left"
 
     def _finished(self, planned: Planned, record: Record) -> None:
         self._done += 1
@@ -249,33 +265,3 @@ def _minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-_CONDITION = re.compile(r"^\s*(slower|larger|worse)\s*>\s*([0-9.]+)\s*%?\s*$")
-_CONCERNS = {
-    "slower": ("train_tokens_per_s", "it_tokens_per_s"),
-    "larger": ("peak_allocated_gib", "host_peak_rss_gib"),
-    "worse": ("bits_per_byte",),
-}
-
-
-def failed_condition(found: Comparison, condition: str) -> str:
-    """Why a comparison fails a condition like `slower>5%`; empty when it does not.
-
-    It fails when the estimate is beyond the limit and the interval excludes no change. An
-    ambiguous result never fails, and says so.
-    """
-    match = _CONDITION.match(condition)
-    if not match:
-        raise SpecError(
-            f"--fail-if {condition!r}: write it like 'slower>5%', 'larger>2%', 'worse>1%'"
-        )
-    word, limit = match.group(1), float(match.group(2)) / 100
-    for line in found.lines:
-        if line.metric.key in _CONCERNS[word] and line.change > limit and _certain(line):
-            return f"{line.metric.label}: {line.change:.1%} {word}, the limit is {limit:.1%}"
-    return ""
-
-
-def _certain(line: Line) -> bool:
-    return line.verdict == "worse"

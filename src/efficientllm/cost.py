@@ -215,7 +215,7 @@ def training_flops(
         case Freeze(last_layers=last):
             layers = counts.layers[-min(last, shape.layers) :]
             trained, reached = sum(layer.products for layer in layers), len(layers) / shape.layers
-            through = trained + head
+            through = trained + head  # down to the lowest layer's own norm, which learns too
         case Lora() as lora:
             adapters = lora_parameters(shape, lora)
             if adapters is None:

@@ -191,6 +191,8 @@ class Loop:
             if over and 1 + done >= MIN_UNITS and budget is None:
                 return blocks, False
             blocks.append(self._timed_block(name, 1 if over and budget is None else size))
+            if budget is not None:
+                self.progress(Progress(name, 1 + done + size, budget))
             steady = len(blocks) > 2 and agree(blocks[-2].seconds, blocks[-1].seconds)
             if steady and not blocks[-1].compiled:
                 return blocks, True

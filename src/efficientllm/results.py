@@ -48,7 +48,11 @@ class Results(NamedTuple):
         `at` narrows it to a point, as {"batch": 1}. Raises SpecError when none or several
         rows fit, naming them.
         """
-        fitting = [row for row in self.rows() if _named(row, key) and _at(row, at or {})]
+        named = [row for row in self.rows() if _named(row, key)]
+        fitting = [row for row in named if _at(row, at or {})]
+        if named and not fitting:
+            points = ", ".join(dict.fromkeys(row.point for row in named))
+            raise SpecError(f"{key!r} has no such point; there is {points}")
         exact = [row for row in fitting if row.name == key]
         newest = _newest_of_each(exact or fitting)
         if len(newest) == 1:

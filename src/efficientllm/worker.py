@@ -29,7 +29,7 @@ from efficientllm.lifeline import die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
 from efficientllm.models.checkpoint import disk_bytes, save_checkpoint
 from efficientllm.prepare import Assembly, assemble, evaluate, work_for
-from efficientllm.record import Outcome, PointResult, Unsupported
+from efficientllm.record import Outcome, PointResult, Scores, Unsupported
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.protocol import Protocol as MeasuringProtocol
 from efficientllm.techniques.peft import merge_adapters
@@ -40,6 +40,8 @@ IDLE_SECONDS = 2.0
 LOAD_LIMIT_S = 1800.0
 COMPILE_LIMIT_S = 900.0
 QUALITY_LIMIT_S = 900.0
+STALL_LIMIT_S = 3600.0
+"""Declared training that shows no sign of life for so long is stuck."""
 LEAK_BYTES = 64 << 20
 
 
@@ -126,15 +128,16 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
         point_id=setting.case.point_id(point), batch=point.batch, context=point.context
     )
     budget = getattr(setting.case.workload, "budget_steps", None)
-    allowed = COMPILE_LIMIT_S + (limits.cap_seconds * 3 if budget is None else 86_400.0 * 30)
-    setting.log.limit(allowed, f"measuring {point}")
+    allowed = COMPILE_LIMIT_S + limits.cap_seconds * 3
+    setting.log.limit(allowed if budget is None else STALL_LIMIT_S, f"measuring {point}")
     setting.memory.restart()
     work: PointWork | None = None
     try:
         with setting.log.phase("prepare", index):
             work = _work(assembly, point, setting.task)
         with setting.log.phase("measure", index):
-            loop = measure.Loop(work, clock.timeline(setting.device.torch), limits, _tell(setting))
+            tell = _tell(setting, declared=budget is not None)
+            loop = measure.Loop(work, clock.timeline(setting.device.torch), limits, tell)
             windows = tuple(loop.measure())
         done = empty.model_copy(
             update={
@@ -163,9 +166,13 @@ def _work(assembly: Assembly, point: Point, task: Task) -> PointWork:
     return work_for(assembly, point, task)
 
 
-def _tell(setting: Setting) -> Callable[[measure.Progress], None]:
+def _tell(setting: Setting, *, declared: bool) -> Callable[[measure.Progress], None]:
+    """Tell the parent how far it is; declared work may take for ever as long as it moves on."""
+
     def tell(progress: measure.Progress) -> None:
         setting.log.write("progress", **progress._asdict())
+        if declared:
+            setting.log.limit(STALL_LIMIT_S, "the next step of the declared work")
 
     return tell
 
@@ -180,7 +187,7 @@ def _after(setting: Setting, assembly: Assembly) -> Outcome:
     log = setting.log
     log.limit(QUALITY_LIMIT_S, "scoring held-out text")
     with log.phase("quality"):
-        scores, reason = evaluate(assembly, setting.task)
+        scores, reason = _scored(assembly, setting.task)
     if scores is not None:
         log.write_durable("scores", scores=scores.model_dump())
     else:
@@ -193,6 +200,17 @@ def _after(setting: Setting, assembly: Assembly) -> Outcome:
             assembly.save_vocabulary(folder)
             log.write("product", sha256=sha256, disk_bytes=disk_bytes(folder))
     return Outcome()
+
+
+def _scored(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
+    """Held-out scores, or why there are none; what fails here is told, and costs only them."""
+    try:
+        return evaluate(assembly, task)
+    except Exception as error:
+        outcome = outcome_of(error)
+        if outcome.status == "crash":
+            traceback.print_exc()
+        return None, f"{outcome.status}: {outcome.reason}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientllm.models.language_model import face
-from efficientllm.record import Scores
+from efficientllm.record import Scores, Unsupported
 from efficientllm.workloads.quality import limited, score, windows_of
 from efficientllm.workloads.text import Corpus, Document
 from efficientllm.workloads.vocabulary import Vocabulary
@@ -201,3 +201,10 @@ def test_what_was_scored_is_named() -> None:
     scores = run(uniform(BYTES), corpus)
     assert scores.text_sha256 == corpus.sha256
     assert scores.source == "tiny text, held out"
+
+
+def test_a_model_that_gives_no_numbers_has_no_score_and_says_for_how_much() -> None:
+    broken = Bigram(torch.full((BYTES.size, BYTES.size), math.nan))
+    corpus = tiny.corpus("some text", "and more of it")
+    with pytest.raises(Unsupported, match="the loss of 2 of 2 held-out documents is not finite"):
+        run(broken, corpus, BYTES)

@@ -266,3 +266,15 @@ def test_letting_go_frees_gradients_and_states_and_keeps_the_losses() -> None:
     assert not work._optimizer.state
     assert all(p.grad is None for p in model.parameters())
     assert work.losses() == losses
+
+
+def test_of_a_long_training_the_last_losses_are_kept_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("efficientllm.workloads.train.KEPT_LOSSES", 8)
+    work, _ = train(spec(steps=None))
+    shown = []
+    for _ in range(21):
+        work.unit("step")
+        shown.append(work.losses()[-1])
+    assert work.losses() == tuple(shown[-8:])

@@ -58,6 +58,8 @@ STAGE_TITLES = {
 _SMALLER = {"s": (1e3, "ms"), "GiB": (1024.0, "MiB"), "J": (1e3, "mJ")}
 _SMALL = 0.1
 _MANY = 1e7
+_WIDE = 0.2
+"""Half-widths above this share are shown as both ends: they lie unequally far from the value."""
 EXACT = 1e-9
 """Relative half-widths below this are rounding, not scatter."""
 
@@ -127,7 +129,10 @@ def number(value: float) -> str:
 
 
 def with_half_width(cell: Cell, factor: float = 1.0) -> str:
-    """`203 ±1`; the value alone where there is no interval; a dash where nothing is."""
+    """`203 ±1`, or both ends where they are far apart; without an interval the value alone.
+
+    A dash where nothing was measured.
+    """
     interval = cell.interval
     if interval is None:
         return "-"
@@ -137,6 +142,10 @@ def with_half_width(cell: Cell, factor: float = 1.0) -> str:
     half = (interval.high - interval.low) / 2 * factor
     if half <= abs(value) * EXACT:
         return number(value)
+    if half > abs(value) * _WIDE:
+        return (
+            f"{number(value)} [{number(interval.low * factor)}, {number(interval.high * factor)}]"
+        )
     decimals = min(_decimals(half), _carried(value))
     least = 10.0**-decimals
     width = f"<{least:.{decimals}f}" if half < least / 2 else f"{half:,.{decimals}f}"

@@ -33,6 +33,7 @@ from efficientllm.report.columns import (
 )
 from efficientllm.report.export import export, public_record
 from efficientllm.report.headline import headline
+from efficientllm.report.text import unit_percentiles
 
 if TYPE_CHECKING:
     from efficientllm.results import Results
@@ -246,6 +247,7 @@ def _detail(row: Row) -> Detail:
         ("machine", record.machine.name),
         ("started", record.started_at),
         ("energy of", energy_scope(row.views[-1]) or "nothing that could be read"),
+        *(("units", line) for line in unit_percentiles(row)),
         ("trials", ", ".join(_trial(view.record) for view in row.views)),
         *sorted((k, str(v)) for k, v in record.resolved.items()),
         *sorted((f"version of {k}", v) for k, v in record.software.items()),

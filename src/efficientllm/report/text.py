@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from efficientllm.analysis.compare import Comparison
+from efficientllm.analysis.stats import PERCENTILE_NEEDS, percentile
 from efficientllm.analysis.table import Row
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.report.columns import (
@@ -19,7 +20,29 @@ from efficientllm.report.columns import (
     column,
     first_columns,
     label,
+    number,
 )
+
+_BASES = {
+    "none": "",
+    "exact": "counted",
+    "trials": "{} trials",
+    "within-run": "{} blocks of one run",
+    "text": "{} held-out documents",
+}
+
+
+def unit_percentiles(row: Row) -> list[str]:
+    """Percentiles of the units of each window over all trials, as far as they carry them."""
+    lines = []
+    for name in dict.fromkeys(w.name for view in row.views for w in view.point.windows):
+        windows = (view.point.window(name) for view in row.views)
+        units = [s for window in windows if window is not None for s in window.unit_s]
+        found = [(q, percentile(units, q)) for q in PERCENTILE_NEEDS]
+        shown = ", ".join(f"p{q} {number(v * 1e3)} ms" for q, v in found if v is not None)
+        if shown:
+            lines.append(f"{name} unit  {shown}  ({len(units)} units)")
+    return lines
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
@@ -106,10 +129,10 @@ def print_doubts(console: Console, rows: list[Row]) -> None:
         )
     if "text" in bases:
         console.print("[yellow]![/yellow] ± of bits per byte is over the held-out text, not seeds")
-    for code, number in _numbered(rows).items():
+    for code, note in _numbered(rows).items():
         row, flag = next((r, f) for r in rows for f in r.flags if f.code == code)
         text = f"{code}  {label(row)} {row.point}: {flag.text}"
-        console.print(f"[yellow]{number}[/yellow] {escape(text)}")
+        console.print(f"[yellow]{note}[/yellow] {escape(text)}")
 
 
 def print_record(console: Console, row: Row) -> None:
@@ -127,19 +150,22 @@ def print_record(console: Console, row: Row) -> None:
     console.print(f"protocol {record.protocol['profile']}, {weights}{covered}")
     paper = PAPER[row.case.stage]
     table = Table(box=None, pad_edge=False)
-    for name in ("metric", "value", "n", "interval from", "symbol"):
+    for name in ("metric", "value", "interval from", "symbol"):
         table.add_column(name)
     for metric in all_metrics(row.case.stage):
         cell = row.cell(metric.key)
         symbol = metric.symbol if metric.key in paper else ""
         if cell.interval is None:
-            table.add_row(metric.key, f"[dim]null: {escape(cell.reason)}[/dim]", "", "", symbol)
+            table.add_row(metric.key, f"[dim]null: {escape(cell.reason)}[/dim]", "", symbol)
             continue
         shown = column(metric.key, [row])
         value = f"{shown.text(row)} {shown.unit}".strip()
-        basis = "" if cell.interval.basis == "none" else cell.interval.basis
-        table.add_row(metric.key, value, str(cell.interval.n), basis, symbol)
+        table.add_row(
+            metric.key, value, _BASES[cell.interval.basis].format(cell.interval.n), symbol
+        )
     console.print(table)
+    for line in unit_percentiles(row):
+        console.print(line)
     for flag in row.flags:
         console.print(f"{flag.level:8}{flag.code}  {escape(flag.text)}")
 

@@ -11,6 +11,7 @@ tokenizers compare; perplexity per token compares within one tokenizer only.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from efficientllm.device import Device, to_device
 from efficientllm.models.language_model import LanguageModel
-from efficientllm.record import Scores
+from efficientllm.record import Scores, Unsupported
 from efficientllm.workloads.text import Corpus, Document
 from efficientllm.workloads.vocabulary import Vocabulary
 
@@ -55,6 +56,9 @@ def score(
             for window, value in zip(batch, _nll(face, batch, device), strict=True):
                 nll[window.document] += value
                 tokens[window.document] += len(window.tokens) - window.first_scored
+    if not all(map(math.isfinite, nll)):
+        bad = sum(not math.isfinite(value) for value in nll)
+        raise Unsupported(f"the loss of {bad} of {len(nll)} held-out documents is not finite")
     return Scores(
         nll=tuple(nll),
         tokens=tuple(tokens),

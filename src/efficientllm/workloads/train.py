@@ -83,9 +83,9 @@ class Train:
 
     def check(self) -> None:
         """Raise NotFinite for any finished step whose loss was not finite."""
-        seen = self._losses[: self._step]
+        seen = self._in_order()
         if not torch.isfinite(seen).all():
-            step = int((~torch.isfinite(seen)).nonzero()[0]) + 1
+            step = self._step - len(seen) + int((~torch.isfinite(seen)).nonzero()[0]) + 1
             raise NotFinite(f"the loss of step {step} is not finite; try a smaller optimizer.lr")
 
     def counts(self, window: str, units: int) -> dict[str, float]:
@@ -109,7 +109,14 @@ class Train:
 
     def losses(self) -> tuple[float, ...]:
         """Mean loss per token of every step so far (the last 65,536)."""
-        return tuple(round(float(x), 6) for x in self._losses[: self._step])
+        return tuple(round(float(x), 6) for x in self._in_order())
+
+    def _in_order(self) -> Tensor:
+        """The losses that are kept, oldest first."""
+        place = self._step % len(self._losses)
+        if self._step <= len(self._losses):
+            return self._losses[: self._step]
+        return torch.cat((self._losses[place:], self._losses[:place]))
 
     def result(self, result: PointResult) -> PointResult:
         """Nothing to add to what was measured."""

@@ -1,0 +1,48 @@
+"""Conditions on a comparison, for continuous integration: `slower>5%`."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from efficientllm.analysis.compare import Comparison
+from efficientllm.spec.document import SpecError
+
+_CONDITION = re.compile(r"^\s*(slower|larger|worse)\s*>\s*(\d+(?:\.\d+)?)\s*%?\s*$")
+_CONCERNS = {
+    "slower": ("train_tokens_per_s", "it_tokens_per_s"),
+    "larger": ("peak_allocated_gib", "host_peak_rss_gib"),
+    "worse": ("bits_per_byte",),
+}
+
+
+class Condition(NamedTuple):
+    """What a condition like `slower>5%` came to: held, broken, or beyond it and undecided."""
+
+    status: Literal["held", "broken", "undecided"]
+    text: str
+
+
+def check_condition(found: Comparison, condition: str) -> Condition:
+    """Judge a comparison; raises SpecError for a condition that nothing here can answer.
+
+    It is broken when the estimate is beyond the limit and the comparison is decided. Beyond
+    the limit without a decision is neither, and must not pass for either.
+    """
+    match = _CONDITION.match(condition)
+    if not match:
+        raise SpecError(
+            f"--fail-if {condition!r}: write it like 'slower>5%', 'larger>2%', 'worse>1%'"
+        )
+    word, limit = match.group(1), float(match.group(2)) / 100
+    concerned = [line for line in found.lines if line.metric.key in _CONCERNS[word]]
+    if not concerned:
+        raise SpecError(f"--fail-if {condition!r}: neither row has {' or '.join(_CONCERNS[word])}")
+    beyond = [line for line in concerned if line.change > limit]
+    for line in beyond:
+        text = f"{line.metric.label}: {line.change:.1%} {word}, the limit is {limit:.1%}"
+        if line.verdict == "worse":
+            return Condition("broken", text)
+    if beyond:
+        return Condition("undecided", f"{text}, but undecided: {beyond[-1].why}")
+    return Condition("held", "")

@@ -1,0 +1,52 @@
+"""Conditions hold, are broken, or are exceeded without being decided."""
+
+from __future__ import annotations
+
+import pytest
+
+from efficientllm.analysis.compare import Comparison, compare
+from efficientllm.analysis.condition import check_condition
+from efficientllm.spec.document import SpecError
+from tests.analysis.test_compare import BF16, INT8, row
+
+
+def decoding(a: float, b: float, trials: int = 3) -> Comparison:
+    return compare(row(BF16, (a,) * trials), row(INT8, (b,) * trials))
+
+
+@pytest.mark.parametrize(
+    ("found", "condition", "status"),
+    [
+        (decoding(0.01, 0.02), "slower>5%", "broken"),
+        (decoding(0.01, 0.02), " slower > 5 ", "broken"),
+        (decoding(0.01, 0.02), "slower>150%", "held"),
+        (decoding(0.01, 0.005), "slower>5%", "held"),
+        (decoding(0.01, 0.02, trials=1), "slower>5%", "undecided"),
+        (decoding(0.01, 0.0101, trials=1), "slower>5%", "held"),
+        (decoding(0.01, 0.01), "larger>0%", "held"),
+    ],
+)
+def test_a_condition_is_judged(found: Comparison, condition: str, status: str) -> None:
+    assert check_condition(found, condition).status == status
+
+
+def test_what_is_broken_or_undecided_says_by_how_much_and_why() -> None:
+    broken = check_condition(decoding(0.01, 0.02), "slower>5%")
+    assert broken.text == "tokens/s in all: 100.0% slower, the limit is 5.0%"
+    undecided = check_condition(decoding(0.01, 0.02, trials=1), "slower>5%")
+    assert undecided.text.endswith(
+        "but undecided: 1 of the three pairs of trials it takes (protocol=standard)"
+    )
+
+
+@pytest.mark.parametrize("condition", ["slower", "slower>1.2.3%", "faster>5%", "slower>-1%", ""])
+def test_a_condition_that_cannot_be_read_is_refused(condition: str) -> None:
+    with pytest.raises(SpecError, match="write it like 'slower>5%'"):
+        check_condition(decoding(0.01, 0.01), condition)
+
+
+def test_a_condition_about_what_nobody_measured_is_refused() -> None:
+    found = decoding(0.01, 0.01)
+    bare = found._replace(lines=tuple(x for x in found.lines if x.metric.key != "bits_per_byte"))
+    with pytest.raises(SpecError, match="neither row has bits_per_byte"):
+        check_condition(bare, "worse>1%")
