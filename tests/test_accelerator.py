@@ -156,7 +156,10 @@ def test_every_meter_of_the_card_and_of_the_host_was_read(records: dict[str, Rec
     on_card = {"energy", "power", "device_memory", "gpm", "clocks"}
     for name, record in records.items():
         found = {(reading.meter, reading.device) for reading in record.readings}
-        assert found == {(m, "gpu") for m in on_card} | {("process_memory", "host")}, name
+        assert found == {(m, "gpu") for m in on_card} | {
+            ("process_memory", "host"),
+            ("host_load", "host"),
+        }, name
         assert ("sampler" in record.notes) == (name == "dying sampler")
 
 

@@ -379,3 +379,25 @@ def test_flags_about_a_point_that_failed_do_not_fail_themselves() -> None:
     record = training()
     empty = record.points[0].model_copy(update={"windows": (), "memory": {}, "holdings": {}})
     assert flags(View(record, empty)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "others", "expected"),
+    [("cpu", 0.5, ""), ("cpu", 1.0, "warn"), ("cuda", 1.0, ""), ("cuda", 9.0, "warn")],
+)
+def test_busy_neighbours_are_flagged_sooner_on_a_cpu(
+    kind: str, others: float, expected: str
+) -> None:
+    """16 processors: 5 % of them are 0.8, half are 8."""
+    record = training()
+    machine = record.machine.model_copy(update={"device_kind": kind})
+    times = tuple(EDGE + i * SECOND // 2 for i in range(20))
+    load = Reading(
+        meter="host_load",
+        device="host",
+        scope="machine",
+        t_ns=times,
+        columns={"others_cpus": (others,) * 20},
+    )
+    changed = record.model_copy(update={"machine": machine, "readings": (*record.readings, load)})
+    assert level(changed, "SHARED_HOST") == expected

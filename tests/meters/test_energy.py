@@ -88,7 +88,7 @@ def opened(uuid: str) -> tuple[set[str], dict[str, str]]:
     return {meter.name for meter in meters}, notes
 
 
-ALL = {"process_memory", "energy", "power", "device_memory", "gpm", "clocks"}
+ALL = {"process_memory", "host_load", "energy", "power", "device_memory", "gpm", "clocks"}
 
 
 def test_every_meter_of_a_sound_card_opens(card: Any) -> None:
@@ -115,14 +115,14 @@ def test_what_a_card_does_not_support_is_missing_with_the_reason(
 
 def test_a_card_that_the_driver_does_not_know_leaves_the_host_meters(card: Any) -> None:
     names, notes = opened("GPU-another")
-    assert names == {"process_memory"}
+    assert names == {"process_memory", "host_load"}
     assert notes["nvml"] == "NVML does not show this card (Not Found)"
 
 
 def test_a_machine_without_a_driver_says_so(card: Any, tmp_path: Path) -> None:
     (tmp_path / "scenario.json").write_text('{"missing": true}')
     names, notes = opened(card.UUID)
-    assert names == {"process_memory"}
+    assert names == {"process_memory", "host_load"}
     assert notes["nvml"] == "no NVIDIA driver here (Driver Not Loaded)"
 
 

@@ -148,6 +148,7 @@ def test_every_meter_is_there_with_its_scope_and_its_device(watches: dict[str, W
     found = {(r.meter, r.device, r.scope) for r in watches["constant"].readings}
     assert found == {
         ("process_memory", "host", "process"),
+        ("host_load", "host", "machine"),
         ("energy", "gpu", "board"),
         ("power", "gpu", "board"),
         ("device_memory", "gpu", "device"),
@@ -187,7 +188,7 @@ def test_without_a_driver_there_is_no_energy_and_the_host_is_still_read(
 ) -> None:
     watch = watches["no driver"]
     assert reason(watch) == "no NVIDIA driver here (Driver Not Loaded)"
-    assert {r.meter for r in watch.readings} == {"process_memory"}
+    assert {r.meter for r in watch.readings} == {"process_memory", "host_load"}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ _SW_THERMAL = 0x20
 _POWER_CAP = 0x04
 _HOT_C = 85.0
 _SANE_C = (20.0, 95.0)
+_OTHERS = {"cpu": 0.05, "cuda": 0.5}
+"""Share of the processors that others may keep busy: beside a GPU the host only gives orders."""
 
 
 def _energy_sources(view: View) -> Iterator[Flag]:
@@ -142,6 +144,18 @@ def _sharing(view: View) -> Iterator[Flag]:
             yield Flag("SHARED_DEVICE", level, "all", view.record.notes[note])
 
 
+def _host_shared(view: View) -> Iterator[Flag]:
+    record, window, load = view.record, view.main_window, view.series("host_load")
+    if load is None or isinstance(window, Unmeasured):
+        return
+    others = mean_over(load, "others_cpus", window.start_ns, window.end_ns)
+    cores = record.machine.cpu_cores
+    limit = _OTHERS.get(record.machine.device_kind, _OTHERS["cuda"])
+    if others is not None and others > limit * cores:
+        text = f"other processes kept {others:.1f} of {cores} processors busy"
+        yield Flag("SHARED_HOST", "warn", "all", text)
+
+
 CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _energy_sources,
     _power_plausible,
@@ -149,4 +163,5 @@ CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _throttling,
     _heat,
     _sharing,
+    _host_shared,
 )

@@ -23,6 +23,7 @@ from efficientllm.lifeline import die_with_parent
 from efficientllm.machine import NoNvml, nvml
 from efficientllm.meters import Meter, MeterGone
 from efficientllm.meters.energy import EnergyCounter, InstantPower, rapl_zones
+from efficientllm.meters.host import HostLoad
 from efficientllm.meters.memory import DeviceMemory, ProcessMemory
 from efficientllm.meters.utilization import Clocks, Gpm
 
@@ -64,7 +65,7 @@ class Output:
 
 def open_meters(uuid: str | None, pid: int, stack: ExitStack) -> tuple[list[Meter], dict[str, str]]:
     """Every meter that works here, and why the others do not."""
-    meters: list[Meter] = [ProcessMemory(pid)]
+    meters: list[Meter] = [ProcessMemory(pid), HostLoad(pid)]
     notes: dict[str, str] = {}
     zones, reason = rapl_zones()
     meters += zones
