@@ -27,6 +27,7 @@ from efficientllm.record import Machine
 
 PACKAGES = ("torch", "transformers", "peft", "torchao", "triton", "liger-kernel", "safetensors")
 SMALL_PROCESS_BYTES = 2 << 30
+MOST_NVML_USES = 10_000
 
 
 class Gpu(NamedTuple):
@@ -83,7 +84,7 @@ def close_nvml() -> None:
         return
     try:
         pynvml.nvmlInit()
-        while True:  # uses are counted; the one too many raises
+        for _ in range(MOST_NVML_USES):  # they are counted; the one too many raises
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return
