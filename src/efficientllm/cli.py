@@ -1,10 +1,4 @@
-"""The command line. Each command only parses, calls one thing, and shows what comes back.
-
-Exit status: 0 done; 1 a trial failed, or a --fail-if condition holds; 2 the request cannot
-be understood; 3 the store or the disk; 4 no usable device or worker; 5 time ran out with
-work left; 6 a --fail-if condition is exceeded but not decided (too few trials); 128 + N
-stopped by signal N.
-"""
+"""The command line. Each command only parses, calls one thing, and shows what comes back."""
 
 from __future__ import annotations
 
@@ -16,9 +10,17 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+EXIT_STATUS = (
+    "Exit status: 0 done; 1 a trial failed, or a --fail-if condition is broken; 2 the request"
+    " cannot be understood; 3 the store or the disk; 4 no usable device or worker; 5 time ran"
+    " out with work left; 6 a --fail-if condition is exceeded but not decided (too few trials);"
+    " 128 + N stopped by signal N."
+)
+
 app = typer.Typer(
     help="What an efficiency technique for language models really costs and buys.",
-    epilog="Start with: efficientllm run    Then: efficientllm doctor, efficientllm list",
+    epilog="Start with: efficientllm run    Then: efficientllm doctor, efficientllm list\n\n"
+    + EXIT_STATUS,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
