@@ -87,6 +87,7 @@ PRETRAIN: dict[str, Any] = {
         "precision": {},
     },
 }
+WSD = PRETRAIN | {"workload": {"kind": "pretrain", "optimizer": {"schedule": "wsd"}}}
 CHECKPOINT = GENERATE | {"model": {"kind": "checkpoint", "source": "a/b", "commit": COMMIT}}
 PRODUCT = GENERATE | {"model": {"kind": "product", "of": "x", "parent": SHA}}
 FREEZE = FINETUNE | {"technique": [{"kind": "freeze"}]}
@@ -164,6 +165,8 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (PRETRAIN, "workload.optimizer.clip", None),
     (PRETRAIN, "workload.optimizer.warmup_share", 0.0),
     (PRETRAIN, "workload.optimizer.schedule", "constant"),
+    (PRETRAIN, "workload.optimizer.schedule", "wsd"),
+    (WSD, "workload.optimizer.decay_share", 0.1),
     (
         PRETRAIN,
         "workload.precision",

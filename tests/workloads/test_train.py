@@ -148,6 +148,26 @@ def test_the_rate_warms_up_then_falls_to_a_tenth_along_a_cosine(step: int, rate:
     assert learning_rate(AdamW(lr=1.0, warmup_share=0.1), step, 100) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.1), (9, 1.0), (10, 1.0), (79, 1.0), (80, 1.0), (90, 0.55), (99, 0.145), (100, 0.1)],
+)
+def test_wsd_stays_until_the_last_fifth_and_falls_to_a_tenth_on_a_line(
+    step: int, rate: float
+) -> None:
+    wsd = AdamW(lr=1.0, warmup_share=0.1, schedule="wsd")
+    assert learning_rate(wsd, step, 100) == pytest.approx(rate)
+
+
+def test_the_stable_part_of_wsd_does_not_know_how_long_the_training_is() -> None:
+    short = AdamW(lr=1.0, warmup_share=0.1, schedule="wsd", decay_share=0.5)
+    long = AdamW(lr=1.0, warmup_share=0.05, schedule="wsd", decay_share=0.5)
+    assert [learning_rate(short, s, 100) for s in range(50)] == [
+        learning_rate(long, s, 200) for s in range(50)
+    ]
+    assert learning_rate(AdamW(schedule="wsd", decay_share=0.9), 0, 1) == AdamW().lr
+
+
 def test_a_constant_schedule_stays_after_its_warm_up_and_no_budget_means_no_schedule() -> None:
     constant = AdamW(lr=2.0, warmup_share=0.05, schedule="constant")
     assert [learning_rate(constant, s, 40) for s in (0, 1, 2, 39)] == [1.0, 2.0, 2.0, 2.0]

@@ -39,7 +39,12 @@ class Precision(Spec):
 
 
 class AdamW(Spec):
-    """AdamW with linear warm-up; `schedule` is what follows over a declared number of steps."""
+    """AdamW with linear warm-up; `schedule` is what follows over a declared number of steps.
+
+    `wsd` (warm-up, stable, decay: Hu et al. 2024, MiniCPM, arXiv 2404.06395) holds the rate
+    until the last `decay_share` of the steps. Nothing before that depends on how long the
+    training is, so runs of several lengths share their stable part.
+    """
 
     kind: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-4
@@ -48,7 +53,19 @@ class AdamW(Spec):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = 1.0
     warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    decay_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="wsd: the part of the steps in which the rate falls"
+    )
+
+    @model_validator(mode="after")
+    def _decay_is_of_wsd_and_after_the_warm_up(self) -> AdamW:
+        if self.schedule != "wsd":
+            if self.decay_share != AdamW.model_fields["decay_share"].default:
+                raise ValueError("decay_share belongs to schedule: wsd")
+        elif self.warmup_share + self.decay_share > 1 + 1e-9:
+            raise ValueError("warmup_share and decay_share are more than the whole training")
+        return self
 
 
 class Training(Spec):
