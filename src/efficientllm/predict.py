@@ -237,6 +237,11 @@ def seconds(
     return total
 
 
+def most_watts(limit_w: float | None, peak: Peak | None) -> float | None:
+    """Power that a card cannot exceed for long: its own limit, else the catalog's; W."""
+    return limit_w or (None if peak is None else peak.power_w)
+
+
 def reached_flops(peak: Peak | None) -> float:
     """FLOP/s to count on: a share of a known peak, else what a small product reaches here."""
     if peak is not None:

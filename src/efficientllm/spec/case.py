@@ -134,7 +134,4 @@ class Case(Spec):
     @property
     def makes_product(self) -> bool:
         """Whether a trial of this case leaves trained weights behind."""
-        return (
-            isinstance(self.workload, Pretrain | Finetune)
-            and self.workload.budget_steps is not None
-        )
+        return isinstance(self.workload, Pretrain | Finetune) and self.workload.budgeted

@@ -6,6 +6,7 @@ record under `resolved`; a value written here instead is part of the case's iden
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -17,6 +18,26 @@ DType = Literal["float32", "bf16", "fp16"]
 AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Length = Annotated[int, Field(ge=2, le=1 << 22)]
+
+
+MAX_TOKENS = 10**14
+
+
+def _number_or_per_parameter(value: Any) -> Any:
+    """One rule with one message, where a union of types would give one for each of them."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and 1 <= value <= MAX_TOKENS:
+        return value
+    per_parameter = isinstance(value, str) and re.fullmatch(r"\d{1,6}(\.\d{1,6})?x", value)
+    if per_parameter and float(value[:-1]) > 0:
+        return value
+    raise ValueError(
+        f"needs a number of tokens from 1 to 10^14, or 20x for 20 tokens per parameter"
+        f" (got {value!r:.40})"
+    )
+
+
+Tokens = Annotated[int | str, BeforeValidator(_number_or_per_parameter)]
 
 
 class Precision(Spec):
@@ -81,7 +102,9 @@ class Training(Spec):
         "auto", description="sequences in one forward pass; auto: all of `batch`"
     )
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    tokens: Annotated[int, Field(ge=1, le=10**14)] | None = None
+    tokens: Tokens | None = Field(
+        None, description="a number, or 20x for 20 tokens for each parameter of the model"
+    )
     optimizer: AdamW = AdamW()
     precision: Precision = Precision()
     loss: Literal["auto", "plain", "chunked", "liger"] = "auto"
@@ -97,8 +120,18 @@ class Training(Spec):
         return self
 
     @property
+    def budgeted(self) -> bool:
+        """Whether the case declares how much is trained."""
+        return self.steps is not None or self.tokens is not None
+
+    @property
     def budget_steps(self) -> int | None:
-        """Optimizer steps that the case declares, if it declares any."""
+        """Optimizer steps that the case declares, if it declares any.
+
+        Raises ValueError for tokens per parameter, which only a model makes a number.
+        """
+        if isinstance(self.tokens, str):
+            raise ValueError(f"tokens: {self.tokens} is no number of tokens before it is pinned")
         if self.tokens is not None:
             return max(1, -(-self.tokens // (self.batch * self.sequence_length)))
         return self.steps
