@@ -187,6 +187,7 @@ class Launcher:
             phases=tuple(phase for story in stories for phase in story.phases),
             points=points,
             losses=stories[-1].losses,
+            curve=stories[-1].curve,
             scores=next((s.scores for s in reversed(stories) if s.scores), None),
             readings=tuple(readings),
             notes=notes,

@@ -223,7 +223,8 @@ def seconds(
     """A guess at a trial's length. `rate` is FLOP/s that the device reaches."""
     limits, spec = protocol.limits, case.workload
     compile_s = COMPILE_S if gpu else 0.0
-    total = START_S + QUALITY_S
+    scorings = 1 if case.quality is None else 1 + case.quality.curve
+    total = START_S + scorings * QUALITY_S
     for point in case.points:
         one = flops(case, shape, point) if shape is not None else None
         unit = one / rate if one else 0.0

@@ -3,6 +3,7 @@
     load      device, weights, techniques
     prepare   text, tokens, compilation set up
     point     cold call, warm-up, steady windows            (measure.py)
+              and between a training's steps, untimed: held-out text   (interludes.py)
     quality   held-out text, in a phase of its own
     keep      trained weights for the cases that continue from them
 
@@ -24,6 +25,7 @@ from typing import NamedTuple, Protocol
 from efficientllm import clock, measure
 from efficientllm.describe import build_facts
 from efficientllm.device import Device, is_lost, is_out_of_memory, open_device
+from efficientllm.interludes import Interludes
 from efficientllm.journal import Journal, Task
 from efficientllm.lifeline import die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
@@ -134,7 +136,9 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
         with setting.log.phase("prepare", index):
             work = _work(assembly, point, setting.task)
         with setting.log.phase("measure", index):
-            loop = measure.Loop(work, clock.timeline(setting.device.torch), limits, _tell(setting))
+            due = _due(setting, assembly, work)
+            timeline = clock.timeline(setting.device.torch)
+            loop = measure.Loop(work, timeline, limits, _tell(setting), due)
             windows = tuple(loop.measure())
         done = empty.model_copy(
             update={
@@ -161,6 +165,13 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
 def _work(assembly: Assembly, point: Point, task: Task) -> PointWork:
     """The point's work; here the type checker sees that workloads satisfy the protocol."""
     return work_for(assembly, point, task)
+
+
+def _due(setting: Setting, assembly: Assembly, work: PointWork) -> dict[int, Callable[[], None]]:
+    """What is to happen between the units of the work, by how many are done."""
+    if not isinstance(work, Train):
+        return {}
+    return Interludes(assembly, work, setting.task, setting.log, setting.memory.aside).due()
 
 
 def _tell(setting: Setting) -> Callable[[measure.Progress], None]:

@@ -72,6 +72,19 @@ def test_a_decay_is_of_wsd_and_leaves_room_for_the_warm_up() -> None:
         AdamW(schedule="wsd", warmup_share=0.4, decay_share=0.7)
 
 
+def test_a_curve_is_of_declared_steps() -> None:
+    quality = {"curve": 5}
+    for workload in ({"steps": 5}, {"tokens": 5 * 8 * 4096}, {"tokens": "20x"}):
+        found = case(workload={"kind": "pretrain"} | workload, quality=quality)
+        assert found.quality is not None
+        assert found.quality.curve == 5
+    for parts in ({"workload": "pretrain"}, {"workload": "generate"}):
+        with pytest.raises(ValidationError, match="curve needs a training with steps or tokens"):
+            case(**parts, quality=quality)
+    with pytest.raises(ValidationError, match="a curve of 5 scorings does not fit 4 steps"):
+        case(workload={"kind": "pretrain", "steps": 4}, quality=quality)
+
+
 def test_a_micro_batch_must_divide_the_batch() -> None:
     with pytest.raises(ValidationError, match="micro_batch 3 does not divide batch 8"):
         Pretrain(batch=8, micro_batch=3)

@@ -87,6 +87,7 @@ PRETRAIN: dict[str, Any] = {
         "precision": {},
     },
 }
+STEPS = PRETRAIN | {"workload": {"kind": "pretrain", "steps": 10}, "quality": {}}
 WSD = PRETRAIN | {"workload": {"kind": "pretrain", "optimizer": {"schedule": "wsd"}}}
 CHECKPOINT = GENERATE | {"model": {"kind": "checkpoint", "source": "a/b", "commit": COMMIT}}
 PRODUCT = GENERATE | {"model": {"kind": "product", "of": "x", "parent": SHA}}
@@ -106,6 +107,7 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (GENERATE, "quality.data", "stdlib:code"),
     (GENERATE, "quality.max_bytes", 1001),
     (GENERATE, "quality.sequence_length", 64),
+    (STEPS, "quality.curve", 5),
     (GENERATE, "model.preset", "small"),
     (GENERATE, "model.attention", "mqa"),
     (GENERATE, "model.layers", 3),

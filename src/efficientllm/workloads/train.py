@@ -59,6 +59,7 @@ class Train:
             device.torch.type, enabled=spec.precision.compute == "fp16"
         )
         self._step = 0
+        self._tokens = 0.0
         self._counts: list[dict[str, float]] = []
         self._losses = torch.zeros(
             min(self.budget or KEPT_LOSSES, KEPT_LOSSES), pin_memory=not device.is_cpu
@@ -79,6 +80,7 @@ class Train:
         self._update()
         self._losses[self._step % len(self._losses)].copy_(loss, non_blocking=True)
         self._counts.append(batch.counts)
+        self._tokens += batch.counts["tokens"]
         self._step += 1
         self._next = self._batches.batch(self._step)
 
@@ -111,6 +113,11 @@ class Train:
     def losses(self) -> tuple[float, ...]:
         """Mean loss per token of every step so far (the last 65,536)."""
         return tuple(round(float(x), 6) for x in self._losses[: self._step])
+
+    @property
+    def trained(self) -> tuple[int, float]:
+        """Steps taken so far, and their tokens without padding."""
+        return self._step, self._tokens
 
     def result(self, result: PointResult) -> PointResult:
         """Nothing to add to what was measured."""
