@@ -108,6 +108,21 @@ def every_attention() -> Iterator[None]:
             switch(before)
 
 
+def random_states(device: Device) -> dict[str, Tensor]:
+    """States of torch's random number generators: the host's, and the device's if it has one."""
+    states = {"host": torch.get_rng_state()}
+    if not device.is_cpu:
+        states["device"] = torch.get_device_module(device.torch).get_rng_state(device.torch)
+    return states
+
+
+def restore_random_states(device: Device, states: dict[str, Tensor]) -> None:
+    """Put the generators where `random_states` saw them."""
+    torch.set_rng_state(states["host"])
+    if not device.is_cpu:
+        torch.get_device_module(device.torch).set_rng_state(states["device"], device.torch)
+
+
 def free_cached() -> None:
     """Give memory that no tensor holds back to the device."""
     if torch.accelerator.is_available():

@@ -44,6 +44,9 @@ class Task(BaseModel):
     product_folder: str = ""
     """Where to leave trained weights; empty when the case makes none."""
 
+    checkpoint: str = ""
+    """File in which a training under way is kept; empty when none is to be."""
+
     cache_folder: str
     device: Literal["cpu", "accelerator"]
     metered_power: bool

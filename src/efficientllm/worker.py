@@ -3,7 +3,8 @@
     load      device, weights, techniques
     prepare   text, tokens, compilation set up
     point     cold call, warm-up, steady windows            (measure.py)
-              and between a training's steps, untimed: held-out text   (interludes.py)
+              and between a training's steps, untimed: held-out text,
+              its state saved                         (interludes.py)
     quality   held-out text, in a phase of its own
     keep      trained weights for the cases that continue from them
 
@@ -135,8 +136,8 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
     try:
         with setting.log.phase("prepare", index):
             work = _work(assembly, point, setting.task)
-        with setting.log.phase("measure", index):
             due = _due(setting, assembly, work)
+        with setting.log.phase("measure", index):
             timeline = clock.timeline(setting.device.torch)
             loop = measure.Loop(work, timeline, limits, _tell(setting), due)
             windows = tuple(loop.measure())
@@ -171,7 +172,9 @@ def _due(setting: Setting, assembly: Assembly, work: PointWork) -> dict[int, Cal
     """What is to happen between the units of the work, by how many are done."""
     if not isinstance(work, Train):
         return {}
-    return Interludes(assembly, work, setting.task, setting.log, setting.memory.aside).due()
+    between = Interludes(assembly, work, setting.task, setting.log, setting.memory.aside)
+    between.resume()
+    return between.due()
 
 
 def _tell(setting: Setting) -> Callable[[measure.Progress], None]:

@@ -356,6 +356,8 @@ def test_a_window_that_was_left_out_is_flagged_and_its_metrics_are_null_with_the
         ({"software": samples.SOFTWARE | {"commit": "abc"}}, "UNCOMMITTED", ""),
         ({"notes": {"quality": "NOT_TRAINED: no steps"}}, "NOT_TRAINED", "info"),
         ({"notes": {"quality": "not asked for"}}, "NOT_TRAINED", ""),
+        ({"notes": {"resumed": "from step 4 of 10"}}, "RESUMED", "warn"),
+        ({}, "RESUMED", ""),
     ],
 )
 def test_conditions_are_named(changes: dict[str, Any], code: str, expected: str) -> None:

@@ -72,6 +72,12 @@ def test_a_decay_is_of_wsd_and_leaves_room_for_the_warm_up() -> None:
         AdamW(schedule="wsd", warmup_share=0.4, decay_share=0.7)
 
 
+def test_only_a_training_that_ends_is_saved_on_the_way() -> None:
+    assert Pretrain(steps=10, checkpoint_every=3).checkpoint_every == 3
+    with pytest.raises(ValidationError, match="checkpoint_every needs steps or tokens"):
+        Pretrain(checkpoint_every=3)
+
+
 def test_a_curve_is_of_declared_steps() -> None:
     quality = {"curve": 5}
     for workload in ({"steps": 5}, {"tokens": 5 * 8 * 4096}, {"tokens": "20x"}):

@@ -88,6 +88,7 @@ PRETRAIN: dict[str, Any] = {
     },
 }
 STEPS = PRETRAIN | {"workload": {"kind": "pretrain", "steps": 10}, "quality": {}}
+FINETUNE_STEPS = FINETUNE | {"workload": {"kind": "finetune", "steps": 10}}
 WSD = PRETRAIN | {"workload": {"kind": "pretrain", "optimizer": {"schedule": "wsd"}}}
 CHECKPOINT = GENERATE | {"model": {"kind": "checkpoint", "source": "a/b", "commit": COMMIT}}
 PRODUCT = GENERATE | {"model": {"kind": "product", "of": "x", "parent": SHA}}
@@ -197,6 +198,8 @@ LOCAL: list[tuple[dict[str, Any], str, Any]] = [
     (CHECKPOINT, "model.source", "mirror/b"),
     (CUSTOM, "technique.0.file", "b.py"),
     (PRODUCT, "model.of", "y"),
+    (STEPS, "workload.checkpoint_every", 5),
+    (FINETUNE_STEPS, "workload.checkpoint_every", 5),
 ]
 TOGETHER = {("Precision", "params"), ("Precision", "optimizer_state")}
 """Changed only together, which the whole `precision` above does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from efficientllm.spec.technique import Freeze, Int8WeightOnly, Lora
 from efficientllm.spec.workload import AdamW, Precision, Pretrain
 from efficientllm.techniques import apply
 from efficientllm.workloads.batches import Packed, Stream
+from efficientllm.workloads.snapshot import load, save
 from efficientllm.workloads.train import NotFinite, Train, learning_rate
 from tests import tiny
 
@@ -286,3 +288,60 @@ def test_letting_go_frees_gradients_and_states_and_keeps_the_losses() -> None:
     assert not work._optimizer.state
     assert all(p.grad is None for p in model.parameters())
     assert work.losses() == losses
+
+
+PRECISIONS = [
+    Precision(params="float32", compute="float32"),
+    Precision(params="bf16", compute="bf16", optimizer_state="bf16"),
+    Precision(params="float32", compute="fp16"),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=["float32", "bf16", "fp16 with a scaler"])
+def test_a_training_goes_on_from_its_state_to_the_last_bit(
+    precision: Precision, tmp_path: Path
+) -> None:
+    """Another process begins from another seed's weights and random numbers, if it could."""
+
+    def start(seed: int) -> tuple[Train, torch.nn.Module]:
+        torch.manual_seed(seed)
+        work, model = train(of, seed=seed, batches=stream(of))
+        if precision.params == "bf16":
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        model.model.layers[0].register_forward_hook(
+            lambda *args: torch.nn.functional.dropout(args[2], 0.2)
+        )
+        return work, model
+
+    of = spec(steps=20, precision=precision, optimizer=AdamW(lr=3e-3, schedule="wsd"))
+    whole, expected = start(0)
+    steps(whole, 20)
+
+    before, _ = start(0)
+    steps(before, 9)
+    save(before.state(), tmp_path / "s")
+    again, model = start(1)
+    snapshot = load(tmp_path / "s")
+    assert snapshot is not None
+    again.restore(snapshot)
+    assert (again.first, again.budget, again.total) == (9, 11, 20)
+    assert again.trained == (9, 9 * 64)
+    assert again.losses() == before.losses()
+    steps(again, 11)
+    assert torch.equal(again._losses, whole._losses)
+    assert torch.equal(weights(model), weights(expected))
+    assert again._scaler.state_dict() == whole._scaler.state_dict()
+    assert again.trained == whole.trained
+    assert again.counts("step", 11) == whole.counts("step", 11)
+
+
+def test_only_what_learns_is_in_the_state() -> None:
+    build = tiny.build()
+    apply(build, Freeze(last_layers=1))
+    of = spec()
+    work = Train(build.model, face(build.model), stream(of), of, tiny.CPU)
+    steps(work, 1)
+    names = [name for name in work.state().tensors if name.startswith("weights/")]
+    assert len(names) == 12
+    assert all("layers.1." in name for name in names)

@@ -167,6 +167,9 @@ def _conditions(view: View) -> Iterator[Flag]:
         yield Flag("SMOKE", "warn", "all", "a smoke run shows that it works, never how fast")
     if record.software.get("commit", "").endswith("-dirty"):
         yield Flag("UNCOMMITTED", "info", "all", "measured with code that is in no commit")
+    if "resumed" in record.notes:
+        text = f"{record.notes['resumed']}: windows and meters are of the last process only"
+        yield Flag("RESUMED", "warn", "all", text)
     if record.declared_peak is not None:
         text = f"peaks as declared: {record.declared_peak.get('source', 'no source')}"
         yield Flag("PEAK_DECLARED", "info", "all", text)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from efficientllm.spec.canonical import Many, Spec
+from efficientllm.spec.canonical import Many, Spec, local
 from efficientllm.spec.text import StandardLibrary, Text
 
 DType = Literal["float32", "bf16", "fp16"]
@@ -94,6 +94,7 @@ class Training(Spec):
 
     With `steps` or `tokens` exactly that much is trained and the case has quality and a
     product; without either it runs for the protocol's windows and quality is null.
+    `checkpoint_every` is no part of identity: what is trained is the same to the last digit.
     """
 
     sequence_length: Length = 4096
@@ -105,6 +106,9 @@ class Training(Spec):
     tokens: Tokens | None = Field(
         None, description="a number, or 20x for 20 tokens for each parameter of the model"
     )
+    checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = local(
+        None, description="steps after which a killed training can go on; null: from the start"
+    )
     optimizer: AdamW = AdamW()
     precision: Precision = Precision()
     loss: Literal["auto", "plain", "chunked", "liger"] = "auto"
@@ -115,6 +119,8 @@ class Training(Spec):
     def _one_budget_and_whole_micro_batches(self) -> Training:
         if self.steps is not None and self.tokens is not None:
             raise ValueError("give steps or tokens, not both")
+        if self.checkpoint_every is not None and not self.budgeted:
+            raise ValueError("checkpoint_every needs steps or tokens")
         if self.micro_batch != "auto" and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
         return self

@@ -15,7 +15,13 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from efficientllm.device import Device, tensor_bytes, to_device
+from efficientllm.device import (
+    Device,
+    random_states,
+    restore_random_states,
+    tensor_bytes,
+    to_device,
+)
 from efficientllm.models.language_model import LanguageModel
 from efficientllm.models.position import Documents
 from efficientllm.record import PointResult
@@ -23,6 +29,7 @@ from efficientllm.spec.workload import AdamW, Precision, Training
 from efficientllm.workloads import compiling
 from efficientllm.workloads.batches import Batch, Batches, split_documents
 from efficientllm.workloads.loss import loss_of, resolve
+from efficientllm.workloads.snapshot import Snapshot
 
 TORCH_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEPT_LOSSES = 1 << 16
@@ -51,7 +58,10 @@ class Train:
         self._model, self._face, self._batches = model, face, batches
         self._spec, self._device = spec, device
         self._hidden = compiling.compiled(face.hidden) if compile_model else face.hidden
-        self.budget = spec.budget_steps
+        self.total = spec.budget_steps
+        """Steps that the case declares; those of an earlier process count."""
+        self.first = 0
+        """Steps that an earlier process has taken."""
         self._loss = loss_of(resolve(spec.loss, face.head().weight.shape[0]))
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = optimizer(model, spec.optimizer)
@@ -62,9 +72,14 @@ class Train:
         self._tokens = 0.0
         self._counts: list[dict[str, float]] = []
         self._losses = torch.zeros(
-            min(self.budget or KEPT_LOSSES, KEPT_LOSSES), pin_memory=not device.is_cpu
+            min(self.total or KEPT_LOSSES, KEPT_LOSSES), pin_memory=not device.is_cpu
         )
         self._next = batches.batch(0)
+
+    @property
+    def budget(self) -> int | None:
+        """Steps that this process has to do, if the case declares any."""
+        return None if self.total is None else self.total - self.first
 
     def unit(self, window: str) -> None:
         """One optimizer step."""
@@ -119,6 +134,44 @@ class Train:
         """Steps taken so far, and their tokens without padding."""
         return self._step, self._tokens
 
+    def state(self) -> Snapshot:
+        """What the steps to come depend on, beside the case and its seed."""
+        tensors = {"losses": self._losses}
+        for kind, state in random_states(self._device).items():
+            tensors[f"random/{kind}"] = state
+        for name, parameter in self._named():
+            tensors[f"weights/{name}"] = parameter
+            for key, moment in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}/{name}"] = moment
+        facts = {"step": self._step, "tokens": self._tokens, "scaler": self._scaler.state_dict()}
+        return Snapshot(tensors, facts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a state, taken by another process with the same case and seed."""
+        tensors, facts = snapshot
+        self._losses.copy_(tensors["losses"])
+        kinds = [key.partition("/") for key in tensors]
+        restore_random_states(
+            self._device, {n: tensors[f"random/{n}"] for kind, _, n in kinds if kind == "random"}
+        )
+        parameters = dict(self._named())
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"weights/{name}"])
+        for kind, _, name in kinds:
+            if kind.startswith("optimizer."):
+                parameter, moment = parameters[name], tensors[f"{kind}/{name}"]
+                state = self._optimizer.state[parameter]
+                state[kind.removeprefix("optimizer.")] = moment.to(parameter.device)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(facts["scaler"])
+        self._step = self.first = facts["step"]
+        self._tokens = facts["tokens"]
+        self._next = self._batches.batch(self._step)
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
+
     def result(self, result: PointResult) -> PointResult:
         """Nothing to add to what was measured."""
         return result
@@ -159,7 +212,7 @@ class Train:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _set_rate(self) -> None:
-        rate = learning_rate(self._spec.optimizer, self._step, self.budget)
+        rate = learning_rate(self._spec.optimizer, self._step, self.total)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
