@@ -18,9 +18,11 @@ VENDOR_FILES = {"machine.py", "clock.py", "device.py", "unopened.py"}
 
 CHILD_ONLY = {
     "worker",
+    "interludes",
     "prepare",
     "describe",
     "measure",
+    "steady",
     "device",
     "models",
     "techniques",

@@ -9,6 +9,7 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from efficientllm import device
 from efficientllm.device import (
     Device,
+    every_attention,
     is_lost,
     is_out_of_memory,
     open_device,
@@ -34,6 +35,32 @@ def test_an_accelerator_that_is_not_there_is_an_error(monkeypatch: pytest.Monkey
 
 def test_attention_on_a_cpu_has_nothing_to_pin() -> None:
     assert pin_attention("auto", CPU, torch.bfloat16, 1024, grouped=True) == "cpu"
+
+
+def test_every_attention_is_allowed_for_a_while_and_then_what_was_pinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backends = torch.backends.cuda
+    names = ("cudnn", "flash", "mem_efficient", "math")
+
+    def allowed() -> dict[str, bool]:
+        return {name: getattr(backends, f"{name}_sdp_enabled")() for name in names}
+
+    before = allowed()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        for name in names:
+            getattr(backends, f"enable_{name}_sdp")(name == "flash")
+        pinned = allowed()
+        with every_attention():
+            assert all(allowed().values())
+        assert allowed() == pinned
+        with pytest.raises(KeyError), every_attention():
+            raise KeyError
+        assert allowed() == pinned
+    finally:
+        for name in names:
+            getattr(backends, f"enable_{name}_sdp")(before[name])
 
 
 def test_tensors_stay_where_they_are_on_a_cpu() -> None:

@@ -14,10 +14,11 @@ import pytest
 
 from efficientllm import clock, measure
 from efficientllm.analysis.checks import flags
-from efficientllm.measure import Loop, PointTimeout, Progress, agree
+from efficientllm.measure import Loop, PointTimeout, Progress
 from efficientllm.metrics import View
 from efficientllm.record import Window
 from efficientllm.spec.protocol import PROFILES, Limits
+from efficientllm.steady import SETTLE_UNITS
 from tests import samples
 
 QUICK = PROFILES["quick"]
@@ -319,15 +320,88 @@ def test_progress_is_told_about_once_a_second(world: World) -> None:
     assert [p.done for p in told] == sorted(p.done for p in told)
 
 
-def test_blocks_agree_within_two_percent_of_the_median_and_five_of_the_quartiles() -> None:
-    base = [1.0, 1.0, 1.0, 1.0, 1.0]
-    assert agree(base, [1.019] * 5)
-    assert not agree(base, [1.021] * 5)
-    assert not agree(base, [0.979] * 5)
-    spread = [0.94, 0.94, 1.0, 1.04, 1.04]
-    assert not agree(base, spread), "the lower quartile is 6 % off"
-    assert agree(base, [0.96, 0.96, 1.0, 1.04, 1.04])
+class Paused(Work):
+    """Declared work with interludes of five seconds, in which the device is busy as well."""
+
+    def __init__(self, world: World, budget: int, interludes: list[int], unit_s: float = 0.1):
+        super().__init__(world, lambda _: unit_s, budget)
+        self.interludes = {at: lambda: self._interlude() for at in interludes}
+        self.seen: list[tuple[int, float]] = []
+
+    def _interlude(self) -> None:
+        assert self.world.now >= self.world.free, "the device was not drained"
+        self.seen.append((self.done, self.world.now))
+        self.world.work(5.0)
+        self.world.drain()
+
+    def window(self) -> Window:
+        (window,) = Loop(self, self.world, QUICK, interludes=self.interludes).measure()
+        return window
 
 
-def test_two_units_are_too_few_to_agree() -> None:
-    assert not agree([1.0, 1.0], [1.0, 1.0, 1.0])
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 10, 40, 100])
+def test_interludes_come_when_due_and_are_in_no_unit_and_no_window(
+    world: World, every: int
+) -> None:
+    due = list(range(every, 101, every))
+    work = Paused(world, 100, due)
+    window = work.window()
+    assert work.done == 100
+    assert [done for done, _ in work.seen] == due
+    assert window.units >= 1
+    assert window.unit_s == pytest.approx((0.1,) * window.units, rel=1e-3)
+    assert window.seconds == pytest.approx(0.1 * window.units, abs=1e-3)
+    for _, moment in work.seen:
+        assert moment + 5.0 < window.start_ns / 1e9 + 1e-6 or moment > window.end_ns / 1e9 - 1e-6
+    assert window.warmup_s == pytest.approx(0.1 * (window.warmup_units - 1), abs=1e-3)
+
+
+def test_the_window_is_the_longest_stretch_between_interludes(world: World) -> None:
+    work = Paused(world, 200, [60, 180])
+    window = work.window()
+    assert window.units == 120 - SETTLE_UNITS
+    first = work.seen[0][1] + 5.0 + SETTLE_UNITS * 0.1
+    assert window.start_ns / 1e9 == pytest.approx(first, abs=1e-3)
+    assert window.end_ns / 1e9 == pytest.approx(work.seen[1][1], abs=1e-3)
+
+
+def test_counts_of_a_window_are_those_of_its_own_units(world: World) -> None:
+    """They are asked for before anything else is done."""
+    work, asked = Paused(world, 200, [60, 180]), []
+
+    def counts(window: str, units: int) -> dict[str, float]:
+        asked.append((work.done, units))
+        return {"tokens": float(units)}
+
+    work.counts = counts  # type: ignore[method-assign]
+    work.window()
+    assert asked == [(180, 120 - SETTLE_UNITS)]
+
+
+def test_what_an_interlude_compiles_is_not_the_windows(world: World) -> None:
+    work = Paused(world, 200, [60, 180])
+    compile_more = work._interlude
+
+    def interlude() -> None:
+        compile_more()
+        work.compiled_at.add(work.done - 1)
+
+    work._interlude = interlude  # type: ignore[method-assign]
+    assert work.window().recompiles == 0
+
+
+def test_work_that_fails_outside_the_window_ends_there(world: World) -> None:
+    work = Paused(world, 200, [60, 180])
+    work.fails_at = 185
+    with pytest.raises(ArithmeticError):
+        work.window()
+    assert work.done <= 200
+    assert gc.isenabled()
+
+
+def test_progress_counts_every_unit_of_declared_work(world: World) -> None:
+    told: list[Progress] = []
+    work = Paused(world, 300, [100])
+    Loop(work, world, QUICK, told.append, work.interludes).measure()
+    assert [p.done for p in told] == sorted(p.done for p in told)
+    assert (told[-1].total, max(p.done for p in told) > 200) == (300, True)

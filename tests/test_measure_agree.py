@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from efficientllm.measure import agree
+from efficientllm.steady import agree
 
 STEADY = [1.00, 1.01, 0.99, 1.00, 1.02]
 

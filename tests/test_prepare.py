@@ -212,6 +212,29 @@ def test_every_way_to_hold_weights_generates_and_is_scored(
     assert sum(scores.bytes) > 0
 
 
+def test_scoring_in_the_middle_leaves_the_model_training_and_its_steps_the_same(
+    home: Home,
+) -> None:
+    """Adapters with dropout: a model left in the wrong mode, or a draw of its own, would show."""
+    home.pretrain()
+    technique = [{"kind": "lora", "dropout": 0.5}]
+    losses = []
+    for scored in (False, True):
+        workload = home.training("finetune", steps=6)
+        assembly, task = home.assemble(model=PRODUCT, technique=technique, workload=workload)
+        work = work_for(assembly, assembly.case.points[0], task)
+        assert isinstance(work, Train)
+        for step in range(6):
+            if scored and step == 3:
+                scores, _ = evaluate(assembly, task)
+                assert scores is not None
+                assert assembly.build is not None
+                assert assembly.build.model.training
+            work.unit("step")
+        losses.append(work.losses())
+    assert losses[0] == losses[1]
+
+
 def test_a_trial_repeats_from_its_seed(home: Home) -> None:
     losses = []
     for seed in (0, 0, 1):

@@ -95,13 +95,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def ran(folder: Path, cache: Path, workload: dict[str, Any], product: str = "") -> Story:
+def ran(
+    folder: Path,
+    cache: Path,
+    workload: dict[str, Any],
+    product: str = "",
+    quality: dict[str, Any] | None = None,
+) -> Story:
     training = {"kind": "pretrain", "steps": 4, "sequence_length": 16, "batch": 2}
     training |= {"precision": {"compute": "float32"}} | workload
     model = {"kind": "backbone", "preset": "tiny"}
     case = Case.model_validate(
-        {"model": model, "workload": training, "quality": {"max_bytes": 1024}}
+        {
+            "model": model,
+            "workload": training,
+            "quality": {"max_bytes": 1024} | (quality or {}),
+        }
     )
+    return of_case(folder, cache, case, product)
+
+
+def of_case(folder: Path, cache: Path, case: Case, product: str = "") -> Story:
     Task(
         case=case.model_dump(mode="json"),
         protocol={"profile": "smoke"},
@@ -129,6 +143,38 @@ def test_a_trial_tells_its_phases_points_scores_and_product(tmp_path: Path, cach
     assert story.scores is not None
     assert sum(story.scores.bytes) == 1024
     assert {path.name for path in product.iterdir()} >= {"config.json", "model.safetensors"}
+
+
+def test_a_curve_is_scored_between_the_steps_and_changes_none_of_them(
+    tmp_path: Path, cache: Path
+) -> None:
+    stories = []
+    for curve in (0, 4):
+        (tmp_path / str(curve)).mkdir()
+        stories.append(ran(tmp_path / str(curve), cache, {"steps": 24}, quality={"curve": curve}))
+    without, story = stories
+    assert without.curve == ()
+    assert [(p.step, p.tokens) for p in story.curve] == [(s, s * 32) for s in (6, 12, 18, 24)]
+    assert story.losses == without.losses, "the same training, to the last digit"
+    assert story.scores is not None
+    assert story.scores == without.scores
+    last = story.curve[-1]
+    assert (last.nll, last.bytes) == (sum(story.scores.nll), sum(story.scores.bytes))
+    assert len({p.nll for p in story.curve}) == 4, "and each of a model that has learned since"
+    (window,) = story.points[0].windows
+    assert 3 <= window.units <= 6
+    assert window.counts["tokens"] == window.units * 32
+
+
+def test_a_curve_that_cannot_be_scored_says_why(tmp_path: Path, cache: Path) -> None:
+    model = {"kind": "backbone", "preset": "tiny"}
+    workload = {"kind": "finetune", "sequence_length": 16, "batch": 2, "steps": 4}
+    case = Case.model_validate(
+        {"model": model, "technique": "full", "workload": workload, "quality": {"curve": 2}}
+    )
+    story = of_case(tmp_path, cache, case)
+    assert story.curve == ()
+    assert story.notes["curve"] == story.notes["quality"] == "random weights: cost only"
 
 
 def test_a_loss_that_overflows_is_nan_and_no_crash(

@@ -13,6 +13,8 @@ from rich.table import Table
 from efficientllm import clock, machine, predict
 from efficientllm.analysis.table import precise
 from efficientllm.catalog.peaks import machine_named, peak_of
+from efficientllm.catalog.shape import Shape
+from efficientllm.cost import parameters
 from efficientllm.plan import Planned, Shelf, next_round
 from efficientllm.record import Record
 from efficientllm.report.text import print_doubts, print_rows
@@ -177,7 +179,7 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
     shelf = Shelf(store, suite.cases, here, software)
     rate = predict.reached_flops(peak_of(gpu.product) if gpu else None)
     table = Table(box=None, pad_edge=False)
-    for name in ("case", "point", "predicted GiB", "fits", "minutes", "state"):
+    for name in ("case", "point", "predicted GiB", "fits", "tokens/param", "time", "state"):
         table.add_column(name)
     for case in suite.cases:
         shape = predict.shape_of(case, suite)
@@ -188,21 +190,30 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
             needed = predict.memory(case, shape, point).total if shape else None
             fits = _fits(case, shape, point, needed, float(here.device_memory_bytes))
             size = "unknown" if needed is None else f"{needed / GIB:.1f}"
-            minutes = f"{seconds / 60:.1f}" if i == 0 else ""
-            table.add_row(
-                escape(case.name), str(point), size, fits, minutes, state if i == 0 else ""
-            )
+            once = (_per_parameter(case, shape), _minutes(seconds), state) if i == 0 else ()
+            table.add_row(escape(case.name), str(point), size, fits, *once)
     console.print(f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}")
     console.print(table)
     due = next_round(suite, shelf, store, precise)
     for item in due.blocked:
         console.print(f"[yellow]blocked[/yellow] {escape(item.case.name)}: {escape(item.reason)}")
     total = _total_seconds(suite, store, gpu)
-    watts = gpu.power_limit_w * 0.7 if gpu and gpu.power_limit_w else None
-    energy = f", about {watts * total / 3.6e6:.2f} kWh" if watts else ""
-    console.print(
-        f"about {_minutes(total)} in all{energy} (predicted; measured where it ran before)"
-    )
+    console.print(f"about {_minutes(total)} in all (predicted; measured where it ran before)")
+    watts = predict.most_watts(gpu.power_limit_w, peak_of(gpu.product)) if gpu else None
+    if watts is not None:
+        console.print(
+            f"at most {watts * total / 3.6e6:.3g} kWh in that time: an upper bound, the card alone"
+            f" at its limit of {watts:.0f} W throughout"
+        )
+
+
+def _per_parameter(case: Case, shape: Shape | None) -> str:
+    """Tokens that a training case declares for each parameter of its model."""
+    spec = case.workload
+    if shape is None or not isinstance(spec, Training) or spec.budget_steps is None:
+        return ""
+    tokens = spec.budget_steps * spec.batch * spec.sequence_length
+    return f"{tokens / parameters(shape).total:.3g}"
 
 
 def plan_on_command(console: Console, suite: Suite, names: list[str]) -> None:

@@ -6,7 +6,8 @@ asks for capabilities.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -85,13 +86,41 @@ def pin_attention(
     return wanted
 
 
-def allow_every_attention() -> None:
-    """Undo the pinning: scoring has lengths that a pinned kernel may not take."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.enable_cudnn_sdp(True)
-        torch.backends.cuda.enable_flash_sdp(True)
-        torch.backends.cuda.enable_mem_efficient_sdp(True)
-        torch.backends.cuda.enable_math_sdp(True)
+@contextmanager
+def every_attention() -> Iterator[None]:
+    """Undo the pinning for a while: scoring has lengths that a pinned kernel may not take."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    backends = torch.backends.cuda
+    switches = {
+        backends.enable_cudnn_sdp: backends.cudnn_sdp_enabled(),
+        backends.enable_flash_sdp: backends.flash_sdp_enabled(),
+        backends.enable_mem_efficient_sdp: backends.mem_efficient_sdp_enabled(),
+        backends.enable_math_sdp: backends.math_sdp_enabled(),
+    }
+    for switch in switches:
+        switch(True)
+    try:
+        yield
+    finally:
+        for switch, before in switches.items():
+            switch(before)
+
+
+def random_states(device: Device) -> dict[str, Tensor]:
+    """States of torch's random number generators: the host's, and the device's if it has one."""
+    states = {"host": torch.get_rng_state()}
+    if not device.is_cpu:
+        states["device"] = torch.get_device_module(device.torch).get_rng_state(device.torch)
+    return states
+
+
+def restore_random_states(device: Device, states: dict[str, Tensor]) -> None:
+    """Put the generators where `random_states` saw them."""
+    torch.set_rng_state(states["host"])
+    if not device.is_cpu:
+        torch.get_device_module(device.torch).set_rng_state(states["device"], device.torch)
 
 
 def free_cached() -> None:

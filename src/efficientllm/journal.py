@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from efficientllm import clock
-from efficientllm.record import Build, Outcome, Phase, PointResult, Scores
+from efficientllm.record import Build, CurvePoint, Outcome, Phase, PointResult, Scores
 
 TRIAL = "trial.json"
 JOURNAL = "journal.jsonl"
@@ -43,6 +43,9 @@ class Task(BaseModel):
 
     product_folder: str = ""
     """Where to leave trained weights; empty when the case makes none."""
+
+    checkpoint: str = ""
+    """File in which a training under way is kept; empty when none is to be."""
 
     cache_folder: str
     device: Literal["cpu", "accelerator"]
@@ -106,6 +109,7 @@ class Story(NamedTuple):
     build: Build | None
     scores: Scores | None
     losses: tuple[float, ...]
+    curve: tuple[CurvePoint, ...]
     resolved: dict[str, Any]
     notes: dict[str, str]
     outcome: Outcome | None
@@ -133,6 +137,7 @@ def read(folder: Path) -> Story:
         build=Build.model_validate(last("build")["build"]) if "build" in by_kind else None,
         scores=Scores.model_validate(last("scores")["scores"]) if "scores" in by_kind else None,
         losses=tuple(last("losses").get("values", ())),
+        curve=tuple(CurvePoint.model_validate(e["point"]) for e in by_kind.get("curve", [])),
         resolved=resolved,
         notes={e["key"]: e["reason"] for e in by_kind.get("note", [])},
         outcome=Outcome.model_validate(last("end")["outcome"]) if "end" in by_kind else None,

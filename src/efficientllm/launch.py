@@ -24,12 +24,12 @@ from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
 from efficientllm.processes import ForkServer, FreshInterpreter
 from efficientllm.readings import mean_power, read_notes, read_readings
-from efficientllm.record import Outcome, Reading, Record, Trial
+from efficientllm.record import DONE, Outcome, Reading, Record, Trial
 from efficientllm.spec.case import Case
 from efficientllm.spec.model import Product
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.workload import Probe
-from efficientllm.store import Lease, Store, StoreError, require_space
+from efficientllm.store import Lease, Store, StoreError, require_space, safe_name
 from efficientllm.watch import Listener, watch
 
 SPACE_BYTES = 1 << 30
@@ -109,8 +109,7 @@ class Launcher:
         """
         self._stop_if_asked()
         require_space(self.store.root, self._space_bytes)
-        name = f"{planned.case.case_id}-{planned.round}-{self.machine.name}"
-        lease = self.store.lease(name)
+        lease = self.store.lease(self._name(planned))
         if lease is None:
             return None
         trial = _trial_of(planned, suite)
@@ -120,6 +119,8 @@ class Launcher:
             record = self._trial(planned, protocol, suite, listener, folder)
             if keep and planned.purpose == "measure":
                 self.store.put(record)
+            if record.outcome.status in DONE:
+                shutil.rmtree(self._checkpoint(planned).parent, ignore_errors=True)
         self._stop_if_asked()
         return record
 
@@ -187,6 +188,7 @@ class Launcher:
             phases=tuple(phase for story in stories for phase in story.phases),
             points=points,
             losses=stories[-1].losses,
+            curve=stories[-1].curve,
             scores=next((s.scores for s in reversed(stories) if s.scores), None),
             readings=tuple(readings),
             notes=notes,
@@ -207,10 +209,20 @@ class Launcher:
             first=first,
             parent_weights=parent,
             product_folder=str(self._product_folder(planned)) if case.makes_product else "",
+            checkpoint=str(self._checkpoint(planned)),
             cache_folder=str(self.store.work / "cache"),
             device="cpu" if self.gpu is None else "accelerator",
             metered_power=self.gpu is not None,
         )
+
+    def _name(self, planned: Planned) -> str:
+        """What one process at a time may work on: a round of a case on this machine class."""
+        return f"{planned.case.case_id}-{planned.round}-{self.machine.name}"
+
+    def _checkpoint(self, planned: Planned) -> Path:
+        """Where a training under way is kept, for attempts with the same software."""
+        folder = self.store.work / "checkpoints" / safe_name(self._name(planned))
+        return folder / f"{env_id(self.machine, self.software, {})[:16]}.safetensors"
 
     def _product_folder(self, planned: Planned) -> Path:
         return self.store.artifact(planned.case.case_id, planned.seed)

@@ -18,24 +18,32 @@ What exceeds the protocol's cap is cut, never below three units. A window that c
 three is left out, with its reason, and the others are measured; a point without any is a
 timeout, and the trial goes on with the next. Work with a declared number of units (training
 steps) does exactly that many: warm-up and window are ranges of them.
+
+Declared work may have *interludes*: calls that are due after so many units, and that no
+clock is to see. What they do is the caller's business; here they are only kept apart. The
+device is drained before one, no window spans one, and the window is the longest stretch of
+units after warm-up without any. The units around it are done untimed. The other way, to
+stop the clock and go on, would add up pieces: joules and samples between two moments
+belong to the units of a window only if nothing else ran between these moments.
 """
 
 from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from efficientllm import clock
 from efficientllm.clock import Timeline
 from efficientllm.record import Window
 from efficientllm.spec.protocol import Limits
+from efficientllm.steady import MIN_UNITS, agree, longest_stretch
 
 AHEAD = 2
 """Units that Python may be ahead of the device."""
 
-MIN_UNITS = 3
+LONGEST_BLOCK = 20
 BRIEF_UNITS = 5
 BLOCK_SECONDS = 0.5
 WARMUP_SHARE = 0.25
@@ -100,9 +108,13 @@ class Loop:
         timeline: Timeline,
         limits: Limits,
         progress: Callable[[Progress], None] = lambda _: None,
+        interludes: Mapping[int, Callable[[], None]] | None = None,
     ) -> None:
         self.work, self.timeline, self.limits = work, timeline, limits
         self.progress = progress
+        self._interludes = interludes or {}
+        """What is due after so many units of declared work."""
+        self._done = 0
         self.left_out: dict[str, str] = {}
         """Windows that were not measured, and why."""
         self._start_ns = clock.now_ns()
@@ -135,9 +147,33 @@ class Loop:
         blocks, converged = self._warm_up(name, share, budget)
         warm = [s for block in blocks for s in block.seconds]
         typical = statistics.median(blocks[-1].seconds if blocks else first.seconds)
-        left = None if budget is None else budget - 1 - len(warm)
-        stop = self._stop_rule(typical, share - sum(warm), left)
-        return self._steady(name, stop, first.seconds[0], warm, converged)
+        if budget is None:
+            stop = self._stop_rule(typical, share - sum(warm))
+            return self._steady(name, stop, first.seconds[0], warm, converged)
+        start, end = longest_stretch(self._done, self._interludes, budget)
+        self._untimed(name, start)
+        window = self._steady(
+            name, lambda units, _: units >= end - start, first.seconds[0], warm, converged
+        )
+        self._untimed(name, budget)
+        return window
+
+    def _untimed(self, name: str, until: int) -> None:
+        """Units of declared work that are in no window, with the interludes among them."""
+        while self._done < until:
+            self._timed_block(name, min(until - self._done, LONGEST_BLOCK))
+            self.progress(Progress(name, self._done, self.work.budget or 0))
+
+    def _before_interlude(self) -> int | None:
+        """Units until the next interlude; None when there is none to come."""
+        later = [at for at in self._interludes if at > self._done]
+        return min(later) - self._done if later else None
+
+    def _interlude(self) -> None:
+        """Do what is due now; the device has been drained."""
+        due = self._interludes.get(self._done)
+        if due is not None:
+            due()
 
     def _share(self, index: int) -> float:
         """A window's part of the cap: its share of what is left, and half its due at least."""
@@ -156,12 +192,8 @@ class Loop:
     def _brief_rule(self, seconds_left: float) -> Callable[[int, float], bool]:
         return lambda units, seconds: units >= BRIEF_UNITS or (units > 0 and seconds > seconds_left)
 
-    def _stop_rule(
-        self, typical: float, seconds_left: float, left: int | None
-    ) -> Callable[[int, float], bool]:
+    def _stop_rule(self, typical: float, seconds_left: float) -> Callable[[int, float], bool]:
         """When a steady window has enough, as a function of units and seconds so far."""
-        if left is not None:
-            return lambda units, _: units >= left
         wanted = max(self.limits.min_seconds, self.limits.energy_seconds)
         room = seconds_left - typical * AHEAD  # what is under way when it stops
 
@@ -182,7 +214,9 @@ class Loop:
         blocks.append(probe)
         if budget is None:
             self._must_fit(probe.seconds[0], share)
-        size = min(20, max(MIN_UNITS, round(BLOCK_SECONDS / max(probe.seconds[0], 1e-6))))
+        size = min(
+            LONGEST_BLOCK, max(MIN_UNITS, round(BLOCK_SECONDS / max(probe.seconds[0], 1e-6)))
+        )
         while True:
             done = sum(len(block.seconds) for block in blocks)
             if most is not None and done + size > most:
@@ -192,20 +226,25 @@ class Loop:
                 return blocks, False
             blocks.append(self._timed_block(name, 1 if over and budget is None else size))
             if budget is not None:
-                self.progress(Progress(name, 1 + done + size, budget))
+                self.progress(Progress(name, self._done, budget))
             steady = len(blocks) > 2 and agree(blocks[-2].seconds, blocks[-1].seconds)
             if steady and not blocks[-1].compiled:
                 return blocks, True
 
     def _timed_block(self, name: str, units: int) -> _Block:
+        """At most so many units, up to the next interlude, which follows them untimed."""
         before = self.work.compilations()
+        units = min(units, self._before_interlude() or units)
         marks = [self.timeline.mark()]
         for _ in range(units):
             self.work.unit(name)
             marks.append(self.timeline.mark())
         self.timeline.drain()
         self.work.check()
-        return _Block(self.timeline.seconds(marks), self.work.compilations() > before)
+        block = _Block(self.timeline.seconds(marks), self.work.compilations() > before)
+        self._done += units
+        self._interlude()
+        return block
 
     def _steady(
         self,
@@ -224,7 +263,7 @@ class Loop:
             gc.enable()
         self.work.check()
         unit_s = self.timeline.seconds(marks)
-        return Window(
+        window = Window(
             name=name,
             start_ns=start_ns,
             end_ns=end_ns,
@@ -236,6 +275,9 @@ class Loop:
             converged=converged,
             recompiles=self.work.compilations() - compiled,
         )
+        self._done += len(unit_s)
+        self._interlude()
+        return window
 
     def _run(
         self, name: str, enough: Callable[[int, float], bool]
@@ -252,18 +294,7 @@ class Loop:
                 self.work.check()
             if clock.now_ns() - told > 1_000_000_000:
                 told = clock.now_ns()
-                self.progress(Progress(name, len(marks) - 1, self.work.budget or 0))
+                done = self._done + len(marks) - 1
+                self.progress(Progress(name, done, self.work.budget or 0))
         self.timeline.drain()
         return marks, start_ns, clock.now_ns()
-
-
-def agree(before: list[float], after: list[float]) -> bool:
-    """Whether two blocks of unit times look like one steady state.
-
-    Medians within 2 % and both quartiles within 5 % of each other.
-    """
-    if min(len(before), len(after)) < MIN_UNITS:
-        return False
-    old, new = (statistics.quantiles(block, n=4, method="inclusive") for block in (before, after))
-    tolerance = (0.05, 0.02, 0.05)
-    return all(abs(b - a) <= t * a for a, b, t in zip(old, new, tolerance, strict=True))

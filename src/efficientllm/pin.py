@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from efficientllm.budget import with_tokens
 from efficientllm.catalog.shape import backbone_shape, shape_named
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
@@ -32,7 +33,7 @@ def pin_suite(suite: Suite, *, allow_code: bool = False) -> Suite:
     ids: dict[str, str] = {}
     cases = []
     for case in suite.cases:
-        pinned = pin(case, allow_code=allow_code)
+        pinned = pin(with_tokens(case, suite), allow_code=allow_code)
         parent = getattr(pinned.model, "parent", "")
         if parent in ids:
             model = pinned.model.model_copy(update={"parent": ids[parent]})

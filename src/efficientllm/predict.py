@@ -248,7 +248,8 @@ def seconds(
     """A guess at a trial's length. `rate` is FLOP/s that the device reaches."""
     limits, spec = protocol.limits, case.workload
     compile_s = COMPILE_S if gpu else 0.0
-    total = START_S + QUALITY_S
+    scorings = 1 if case.quality is None else 1 + case.quality.curve
+    total = START_S + scorings * QUALITY_S
     for point in case.points:
         one = flops(case, shape, point) if shape is not None else None
         unit = one / rate if one else 0.0
@@ -260,6 +261,11 @@ def seconds(
             window = max(limits.min_seconds, limits.min_units * unit)
             total += compile_s + min(limits.cap_seconds, 2.6 * window + 3 * unit)
     return total
+
+
+def most_watts(limit_w: float | None, peak: Peak | None) -> float | None:
+    """Power that a card cannot exceed for long: its own limit, else the catalog's; W."""
+    return limit_w or (None if peak is None else peak.power_w)
 
 
 def reached_flops(peak: Peak | None) -> float:

@@ -15,7 +15,7 @@ import torch
 
 from efficientllm.clock import sleep
 from efficientllm.cost import parameters
-from efficientllm.device import Device, allow_every_attention, pin_attention
+from efficientllm.device import Device, every_attention, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.checkpoint import build_model, tokenizer_folder
 from efficientllm.models.decoder import Decoder
@@ -40,7 +40,7 @@ from efficientllm.workloads.generate import Generate as GenerateWork
 from efficientllm.workloads.loss import resolve as resolve_loss
 from efficientllm.workloads.probe import Probe as ProbeWork
 from efficientllm.workloads.quality import score
-from efficientllm.workloads.text import read_corpus
+from efficientllm.workloads.text import Corpus, read_corpus
 from efficientllm.workloads.train import Train, autocast
 from efficientllm.workloads.vocabulary import Vocabulary, builtin_vocabulary, load_vocabulary
 
@@ -57,6 +57,9 @@ class Assembly:
     build: Build | None = None
     vocabulary: Vocabulary | None = None
     logical_params: int = 0
+    heldout: Corpus | None = None
+    """Read when it is first scored."""
+
     resolved: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -252,22 +255,24 @@ def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
     if not isinstance(spec, Pretrain) and case.random_weights:
         return None, "random weights: cost only"
     assert assembly.vocabulary is not None
-    build.model.eval()
-    corpus = read_corpus(quality.data or spec.data, "heldout")
+    if assembly.heldout is None:
+        assembly.heldout = read_corpus(quality.data or spec.data, "heldout")
     longest = getattr(spec, "sequence_length", 2048)
     length = quality.sequence_length or min(longest, 2048)
     if isinstance(spec, Generate) and build.shape is not None:
         length = quality.sequence_length or min(2048, build.shape.max_positions)
-    allow_every_attention()
-    with compiling.eagerly(), _compute(spec, assembly.device):
+    training = build.model.training
+    build.model.eval()
+    with compiling.eagerly(), every_attention(), _compute(spec, assembly.device):
         scores = score(
             assembly.face,
-            corpus,
+            assembly.heldout,
             assembly.vocabulary,
             max_bytes=quality.max_bytes,
             length=length,
             device=assembly.device,
         )
+    build.model.train(training)
     return scores, ""
 
 

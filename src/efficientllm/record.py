@@ -123,6 +123,19 @@ class Scores(Frozen):
     source: str
 
 
+class CurvePoint(Frozen):
+    """Held-out text scored in the middle of a training.
+
+    After so many steps and tokens (no padding): the sum of the negative log-likelihood in
+    nats, and the UTF-8 bytes that it is over.
+    """
+
+    step: int
+    tokens: float
+    nll: float
+    bytes: int
+
+
 class Reach(Frozen):
     """What one technique touched, by kind of module; how much of a model it really reached."""
 
@@ -209,6 +222,7 @@ class Record(Frozen):
     phases: tuple[Phase, ...] = ()
     points: tuple[PointResult, ...] = ()
     losses: tuple[float, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     scores: Scores | None = None
     readings: tuple[Reading, ...] = ()
     notes: dict[str, str] = {}

@@ -3,6 +3,8 @@
     load      device, weights, techniques
     prepare   text, tokens, compilation set up
     point     cold call, warm-up, steady windows            (measure.py)
+              and between a training's steps, untimed: held-out text,
+              its state saved                         (interludes.py)
     quality   held-out text, in a phase of its own
     keep      trained weights for the cases that continue from them
 
@@ -24,6 +26,7 @@ from typing import NamedTuple, Protocol
 from efficientllm import clock, measure
 from efficientllm.describe import build_facts
 from efficientllm.device import Device, is_lost, is_out_of_memory, open_device
+from efficientllm.interludes import Interludes
 from efficientllm.journal import Journal, Task
 from efficientllm.lifeline import die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
@@ -135,9 +138,11 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
     try:
         with setting.log.phase("prepare", index):
             work = _work(assembly, point, setting.task)
+            due = _due(setting, assembly, work)
         with setting.log.phase("measure", index):
             tell = _tell(setting, declared=budget is not None)
-            loop = measure.Loop(work, clock.timeline(setting.device.torch), limits, tell)
+            timeline = clock.timeline(setting.device.torch)
+            loop = measure.Loop(work, timeline, limits, tell, due)
             windows = tuple(loop.measure())
         done = empty.model_copy(
             update={
@@ -164,6 +169,15 @@ def _point(setting: Setting, assembly: Assembly, index: int, point: Point) -> Po
 def _work(assembly: Assembly, point: Point, task: Task) -> PointWork:
     """The point's work; here the type checker sees that workloads satisfy the protocol."""
     return work_for(assembly, point, task)
+
+
+def _due(setting: Setting, assembly: Assembly, work: PointWork) -> dict[int, Callable[[], None]]:
+    """What is to happen between the units of the work, by how many are done."""
+    if not isinstance(work, Train):
+        return {}
+    between = Interludes(assembly, work, setting.task, setting.log, setting.memory.aside)
+    between.resume()
+    return between.due()
 
 
 def _tell(setting: Setting, *, declared: bool) -> Callable[[measure.Progress], None]:

@@ -356,6 +356,8 @@ def test_a_window_that_was_left_out_is_flagged_and_its_metrics_are_null_with_the
         ({"software": samples.SOFTWARE | {"commit": "abc"}}, "UNCOMMITTED", ""),
         ({"notes": {"quality": "NOT_TRAINED: no steps"}}, "NOT_TRAINED", "info"),
         ({"notes": {"quality": "not asked for"}}, "NOT_TRAINED", ""),
+        ({"notes": {"resumed": "from step 4 of 10"}}, "RESUMED", "warn"),
+        ({}, "RESUMED", ""),
     ],
 )
 def test_conditions_are_named(changes: dict[str, Any], code: str, expected: str) -> None:
@@ -366,6 +368,26 @@ def test_random_weights_are_cost_only_where_quality_would_follow_from_them() -> 
     random = samples.build("random")
     assert level(samples.record(build=random), "COST_ONLY") == "info"
     assert level(training(build=random), "COST_ONLY") == "", "pretraining starts from nothing else"
+
+
+@pytest.mark.parametrize(
+    ("kind", "per_param", "expected"),
+    [("pretrain", 19.9, "warn"), ("pretrain", 20.0, ""), ("finetune", 0.1, "")],
+)
+def test_fewer_than_twenty_tokens_a_parameter_are_named_where_a_model_begins(
+    kind: str, per_param: float, expected: str
+) -> None:
+    """The window's own steps are a hundred; the case declares as many as the ratio needs."""
+    steps = 100
+    workload = {"kind": kind, "sequence_length": 1024, "batch": 4, "steps": steps}
+    technique = "full" if kind == "finetune" else ""
+    of = samples.pretrain(workload=workload, technique=technique)
+    build = samples.build(total_params=round(steps * 4096 / per_param))
+    record = samples.record(of, build=build)
+    assert level(record, "UNDERTRAINED") == expected
+    if expected:
+        assert found(record)["UNDERTRAINED"].about == "quality"
+    assert level(training(build=build), "UNDERTRAINED") == "", "nothing was declared"
 
 
 def test_code_that_came_with_a_checkpoint_is_named() -> None:

@@ -69,3 +69,39 @@ def test_a_cpu_has_no_allocator_peak_and_never_shows_zero() -> None:
     assert memory.now() is None
     peaks = memory.peaks()
     assert peaks["peak_allocated"] is peaks["peak_reserved"] is None
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks cannot restart")
+def test_what_is_done_aside_is_in_no_peak_of_the_host() -> None:
+    memory = AllocatorMemory(torch.device("cpu"))
+    memory.restart()
+    before = memory.peaks()["host_peak_rss"]
+    with memory.aside():
+        spike = torch.ones(64 * MIB, dtype=torch.float32)
+        del spike
+    after = memory.peaks()["host_peak_rss"]
+    assert before is not None
+    assert after is not None
+    assert after - before < 64 * MIB
+
+
+def test_peaks_from_before_and_after_an_aside_are_one_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = AllocatorMemory(torch.device("cpu"))
+    allocated, retries = [10, 99, 7, 12], [1, 5, 2, 0]
+
+    def peaks() -> dict[str, int | None]:
+        both = {"peak_allocated": allocated[0], "alloc_retries": retries[0]}
+        return both | {"peak_reserved": None}
+
+    def reset() -> None:
+        allocated.pop(0)
+        retries.pop(0)
+
+    monkeypatch.setattr(memory, "_peaks", peaks)
+    monkeypatch.setattr(memory, "_reset", reset)
+    with memory.aside():
+        reset()  # what the aside itself reaches: 99, and 5 retries
+    expected: dict[str, int | None] = {"peak_allocated": 10, "alloc_retries": 3}
+    assert memory.peaks() == expected | {"peak_reserved": None}
+    memory.restart()
+    assert memory.peaks() == {"peak_allocated": 12, "alloc_retries": 0, "peak_reserved": None}

@@ -125,6 +125,25 @@ def test_a_loss_without_declared_work_is_no_result() -> None:
     assert reason("final_loss", trained(())) == "no step was trained"
 
 
+def test_tokens_per_parameter_are_those_of_all_steps_without_padding() -> None:
+    whole = 100 * 4 * 1024 / TOTAL
+    assert value("tokens_per_param", trained((1.0,))) == pytest.approx(whole)
+    half_empty = samples.training_window().model_copy(update={"counts": {"tokens": 204_800.0}})
+    packed = trained((1.0,))
+    point = packed.points[0].model_copy(update={"windows": (half_empty,)})
+    packed = packed.model_copy(update={"points": (point,)})
+    assert value("tokens_per_param", packed) == pytest.approx(whole / 2)
+
+
+def test_tokens_that_nobody_declared_or_that_were_not_trained_are_not_counted() -> None:
+    assert reason("tokens_per_param", trained((1.0,), steps=None)).startswith("NOT_TRAINED")
+    failed = trained((1.0,))
+    outcome = r.Outcome(status="nan", reason="step 3")
+    point = failed.points[0].model_copy(update={"windows": (), "outcome": outcome})
+    failed = failed.model_copy(update={"points": (point,)})
+    assert reason("tokens_per_param", failed) == "nan: step 3"
+
+
 def test_a_trial_that_was_not_scored_gives_its_own_reason() -> None:
     record = samples.record(scores=None, notes={"quality": "random weights: cost only"})
     for key in ("bits_per_byte", "perplexity", "quality_retained"):

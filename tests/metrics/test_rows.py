@@ -15,12 +15,12 @@ from tests import samples
 
 KEYS = """
 train_tokens_per_s samples_per_s it_tokens_per_s prefill_tokens_per_s step_p50_s ttft_s tpot_s
-load_s compile_s peak_allocated_gib peak_reserved_gib device_used_gib host_peak_rss_gib weights_gib
-gradients_gib optimizer_gib activations_gib kv_cache_gib kv_bytes_per_token energy_j j_per_token
-net_j_per_token j_per_step j_per_request aec_w mfu mfu_fullattn mbu roofline_share sm_active
-tensor_active dram_active perplexity bits_per_byte final_loss quality_retained size_ratio
-size_ratio_disk bits_per_param mcr total_params trainable_params active_params amu_gib amu_share
-pcu_busy_share al_s tt_tokens_per_param_s st_samples_per_param_s
+load_s compile_s peak_allocated_gib peak_reserved_gib device_used_gib host_peak_rss_gib
+weights_gib gradients_gib optimizer_gib activations_gib kv_cache_gib kv_bytes_per_token energy_j
+j_per_token net_j_per_token j_per_step j_per_request aec_w mfu mfu_fullattn mbu roofline_share
+sm_active tensor_active dram_active perplexity bits_per_byte final_loss tokens_per_param
+quality_retained size_ratio size_ratio_disk bits_per_param mcr total_params trainable_params
+active_params amu_gib amu_share pcu_busy_share al_s tt_tokens_per_param_s st_samples_per_param_s
 """.split()
 
 UNITS = {

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.model import Checkpoint
 from efficientllm.spec.protocol import LOOKS, PROFILES, Protocol
-from efficientllm.spec.workload import Points, Precision, Pretrain
+from efficientllm.spec.workload import AdamW, Points, Precision, Pretrain
 
 COMMIT = "0123456789" * 4
 
@@ -62,6 +62,33 @@ def test_a_budget_in_tokens_is_whole_steps_rounded_up() -> None:
     assert Pretrain().budget_steps is None
     with pytest.raises(ValidationError, match="steps or tokens, not both"):
         Pretrain(steps=1, tokens=1)
+
+
+def test_a_decay_is_of_wsd_and_leaves_room_for_the_warm_up() -> None:
+    assert AdamW(schedule="wsd", warmup_share=0.3, decay_share=0.7).decay_share == 0.7
+    with pytest.raises(ValidationError, match="decay_share belongs to schedule: wsd"):
+        AdamW(decay_share=0.1)
+    with pytest.raises(ValidationError, match="more than the whole training"):
+        AdamW(schedule="wsd", warmup_share=0.4, decay_share=0.7)
+
+
+def test_only_a_training_that_ends_is_saved_on_the_way() -> None:
+    assert Pretrain(steps=10, checkpoint_every=3).checkpoint_every == 3
+    with pytest.raises(ValidationError, match="checkpoint_every needs steps or tokens"):
+        Pretrain(checkpoint_every=3)
+
+
+def test_a_curve_is_of_declared_steps() -> None:
+    quality = {"curve": 5}
+    for workload in ({"steps": 5}, {"tokens": 5 * 8 * 4096}, {"tokens": "20x"}):
+        found = case(workload={"kind": "pretrain"} | workload, quality=quality)
+        assert found.quality is not None
+        assert found.quality.curve == 5
+    for parts in ({"workload": "pretrain"}, {"workload": "generate"}):
+        with pytest.raises(ValidationError, match="curve needs a training with steps or tokens"):
+            case(**parts, quality=quality)
+    with pytest.raises(ValidationError, match="a curve of 5 scorings does not fit 4 steps"):
+        case(workload={"kind": "pretrain", "steps": 4}, quality=quality)
 
 
 def test_a_micro_batch_must_divide_the_batch() -> None:

@@ -87,6 +87,9 @@ PRETRAIN: dict[str, Any] = {
         "precision": {},
     },
 }
+STEPS = PRETRAIN | {"workload": {"kind": "pretrain", "steps": 10}, "quality": {}}
+FINETUNE_STEPS = FINETUNE | {"workload": {"kind": "finetune", "steps": 10}}
+WSD = PRETRAIN | {"workload": {"kind": "pretrain", "optimizer": {"schedule": "wsd"}}}
 CHECKPOINT = GENERATE | {"model": {"kind": "checkpoint", "source": "a/b", "commit": COMMIT}}
 PRODUCT = GENERATE | {"model": {"kind": "product", "of": "x", "parent": SHA}}
 FREEZE = FINETUNE | {"technique": [{"kind": "freeze"}]}
@@ -105,6 +108,7 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (GENERATE, "quality.data", "stdlib:code"),
     (GENERATE, "quality.max_bytes", 1001),
     (GENERATE, "quality.sequence_length", 64),
+    (STEPS, "quality.curve", 5),
     (GENERATE, "model.preset", "small"),
     (GENERATE, "model.attention", "mqa"),
     (GENERATE, "model.layers", 3),
@@ -164,6 +168,8 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (PRETRAIN, "workload.optimizer.clip", None),
     (PRETRAIN, "workload.optimizer.warmup_share", 0.0),
     (PRETRAIN, "workload.optimizer.schedule", "constant"),
+    (PRETRAIN, "workload.optimizer.schedule", "wsd"),
+    (WSD, "workload.optimizer.decay_share", 0.1),
     (
         PRETRAIN,
         "workload.precision",
@@ -192,6 +198,8 @@ LOCAL: list[tuple[dict[str, Any], str, Any]] = [
     (CHECKPOINT, "model.source", "mirror/b"),
     (CUSTOM, "technique.0.file", "b.py"),
     (PRODUCT, "model.of", "y"),
+    (STEPS, "workload.checkpoint_every", 5),
+    (FINETUNE_STEPS, "workload.checkpoint_every", 5),
 ]
 TOGETHER = {("Precision", "params"), ("Precision", "optimizer_state")}
 """Changed only together, which the whole `precision` above does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from efficientllm.spec.technique import Freeze, Int8WeightOnly, Lora
 from efficientllm.spec.workload import AdamW, Precision, Pretrain
 from efficientllm.techniques import apply
 from efficientllm.workloads.batches import Packed, Stream
+from efficientllm.workloads.snapshot import load, save
 from efficientllm.workloads.train import NotFinite, Train, learning_rate
 from tests import tiny
 
@@ -148,6 +150,26 @@ def test_the_rate_warms_up_then_falls_to_a_tenth_along_a_cosine(step: int, rate:
     assert learning_rate(AdamW(lr=1.0, warmup_share=0.1), step, 100) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.1), (9, 1.0), (10, 1.0), (79, 1.0), (80, 1.0), (90, 0.55), (99, 0.145), (100, 0.1)],
+)
+def test_wsd_stays_until_the_last_fifth_and_falls_to_a_tenth_on_a_line(
+    step: int, rate: float
+) -> None:
+    wsd = AdamW(lr=1.0, warmup_share=0.1, schedule="wsd")
+    assert learning_rate(wsd, step, 100) == pytest.approx(rate)
+
+
+def test_the_stable_part_of_wsd_does_not_know_how_long_the_training_is() -> None:
+    short = AdamW(lr=1.0, warmup_share=0.1, schedule="wsd", decay_share=0.5)
+    long = AdamW(lr=1.0, warmup_share=0.05, schedule="wsd", decay_share=0.5)
+    assert [learning_rate(short, s, 100) for s in range(50)] == [
+        learning_rate(long, s, 200) for s in range(50)
+    ]
+    assert learning_rate(AdamW(schedule="wsd", decay_share=0.9), 0, 1) == AdamW().lr
+
+
 def test_a_constant_schedule_stays_after_its_warm_up_and_no_budget_means_no_schedule() -> None:
     constant = AdamW(lr=2.0, warmup_share=0.05, schedule="constant")
     assert [learning_rate(constant, s, 40) for s in (0, 1, 2, 39)] == [1.0, 2.0, 2.0, 2.0]
@@ -278,3 +300,60 @@ def test_of_a_long_training_the_last_losses_are_kept_in_order(
         work.unit("step")
         shown.append(work.losses()[-1])
     assert work.losses() == tuple(shown[-8:])
+
+
+PRECISIONS = [
+    Precision(params="float32", compute="float32"),
+    Precision(params="bf16", compute="bf16", optimizer_state="bf16"),
+    Precision(params="float32", compute="fp16"),
+]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=["float32", "bf16", "fp16 with a scaler"])
+def test_a_training_goes_on_from_its_state_to_the_last_bit(
+    precision: Precision, tmp_path: Path
+) -> None:
+    """Another process begins from another seed's weights and random numbers, if it could."""
+
+    def start(seed: int) -> tuple[Train, torch.nn.Module]:
+        torch.manual_seed(seed)
+        work, model = train(of, seed=seed, batches=stream(of))
+        if precision.params == "bf16":
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        model.model.layers[0].register_forward_hook(
+            lambda *args: torch.nn.functional.dropout(args[2], 0.2)
+        )
+        return work, model
+
+    of = spec(steps=20, precision=precision, optimizer=AdamW(lr=3e-3, schedule="wsd"))
+    whole, expected = start(0)
+    steps(whole, 20)
+
+    before, _ = start(0)
+    steps(before, 9)
+    save(before.state(), tmp_path / "s")
+    again, model = start(1)
+    snapshot = load(tmp_path / "s")
+    assert snapshot is not None
+    again.restore(snapshot)
+    assert (again.first, again.budget, again.total) == (9, 11, 20)
+    assert again.trained == (9, 9 * 64)
+    assert again.losses() == before.losses()
+    steps(again, 11)
+    assert torch.equal(again._losses, whole._losses)
+    assert torch.equal(weights(model), weights(expected))
+    assert again._scaler.state_dict() == whole._scaler.state_dict()
+    assert again.trained == whole.trained
+    assert again.counts("step", 11) == whole.counts("step", 11)
+
+
+def test_only_what_learns_is_in_the_state() -> None:
+    build = tiny.build()
+    apply(build, Freeze(last_layers=1))
+    of = spec()
+    work = Train(build.model, face(build.model), stream(of), of, tiny.CPU)
+    steps(work, 1)
+    names = [name for name in work.state().tensors if name.startswith("weights/")]
+    assert len(names) == 12
+    assert all("layers.1." in name for name in names)

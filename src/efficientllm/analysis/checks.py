@@ -21,6 +21,9 @@ from efficientllm.spec.protocol import Protocol
 
 __all__ = ["Flag", "flags"]
 
+OPTIMAL_TOKENS_PER_PARAM = 20
+"""Hoffmann et al. 2022, arXiv 2203.15556."""
+
 
 def flags(view: View) -> list[Flag]:
     """Everything to be said about a point of a record."""
@@ -140,6 +143,19 @@ def _cache_size(view: View) -> Iterator[Flag]:
         yield Flag("CACHE_SIZE", "warn", "all", text)
 
 
+def _undertrained(view: View) -> Iterator[Flag]:
+    """Pretraining far from compute-optimal ranks models by how fast they begin to learn."""
+    tokens = BY_KEY["tokens_per_param"](view)
+    if view.stage != "pretrain" or isinstance(tokens, Unmeasured):
+        return
+    if tokens < OPTIMAL_TOKENS_PER_PARAM:
+        text = (
+            f"{tokens:.2g} tokens per parameter; a compute-optimal training takes about"
+            f" {OPTIMAL_TOKENS_PER_PARAM}, and what is better early need not be better then"
+        )
+        yield Flag("UNDERTRAINED", "warn", "quality", text)
+
+
 def _conditions(view: View) -> Iterator[Flag]:
     record = view.record
     build = record.build
@@ -152,6 +168,9 @@ def _conditions(view: View) -> Iterator[Flag]:
         yield Flag("SMOKE", "warn", "all", "a smoke run shows that it works, never how fast")
     if record.software.get("commit", "").endswith("-dirty"):
         yield Flag("UNCOMMITTED", "info", "all", "measured with code that is in no commit")
+    if "resumed" in record.notes:
+        text = f"{record.notes['resumed']}: windows and meters are of the last process only"
+        yield Flag("RESUMED", "warn", "all", text)
     if record.declared_peak is not None:
         text = f"peaks as declared: {record.declared_peak.get('source', 'no source')}"
         yield Flag("PEAK_DECLARED", "info", "all", text)
@@ -174,5 +193,6 @@ _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _allocator,
     _reach,
     _cache_size,
+    _undertrained,
     _conditions,
 )

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,9 +69,23 @@ class AllocatorMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._earlier: dict[str, int | None] = {}
 
     def restart(self) -> None:
         """Begin a new peak."""
+        self._earlier = {}
+        self._reset()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Keep what is done inside out of the peaks (of the host's only where they restart)."""
+        self._earlier = self.peaks()
+        try:
+            yield
+        finally:
+            self._reset()
+
+    def _reset(self) -> None:
         import torch
 
         if self._device.type != "cpu":
@@ -90,6 +106,14 @@ class AllocatorMemory:
 
     def peaks(self) -> dict[str, int | None]:
         """Peaks since `restart`; None where there is no counter."""
+        found = self._peaks()
+        for key, before in self._earlier.items():
+            now = found[key]
+            if before is not None and now is not None:
+                found[key] = before + now if key == "alloc_retries" else max(before, now)
+        return found
+
+    def _peaks(self) -> dict[str, int | None]:
         import torch
 
         host = _status_bytes(Path("/proc/self/status"), "VmHWM:")

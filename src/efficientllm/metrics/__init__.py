@@ -98,6 +98,7 @@ METRICS: tuple[Metric, ...] = (
     _row(quality.perplexity, "perplexity", "", "lower", ALL, "quality", "PPL"),
     _row(quality.bits_per_byte, "bits per byte", "bit/B", "lower", ALL, "quality"),
     _row(quality.final_loss, "final training loss", "nat", "lower", TRAIN, "quality"),
+    _row(quality.tokens_per_param, "tokens per parameter", "", "", TRAIN),
     _row(quality.quality_retained, "quality retained", "share", "higher", GENERATE, "quality"),
     _row(quality.size_ratio, "size ratio", "", "higher", GENERATE, "exact"),
     _row(quality.size_ratio_disk, "size ratio on disk", "", "higher", GENERATE, "exact"),

@@ -6,6 +6,7 @@ import math
 
 from efficientllm.metrics.view import Unmeasured, Value, View
 from efficientllm.record import Scores
+from efficientllm.spec.workload import Training
 
 
 def _scores(view: View) -> Scores | Unmeasured:
@@ -30,17 +31,41 @@ def bits_per_byte(view: View) -> Value:
     return sum(scores.nll) / (math.log(2) * sum(scores.bytes))
 
 
+NOT_DECLARED = Unmeasured("NOT_TRAINED: the case declares no steps or tokens")
+
+
+def _declared_steps(view: View) -> int | None:
+    """Optimizer steps that a training case declares, if it declares any."""
+    workload = view.case.workload
+    return workload.budget_steps if isinstance(workload, Training) else None
+
+
 def final_loss(view: View) -> Value:
     """Mean training loss of the last tenth of the declared steps."""
     losses = view.record.losses
     if not losses:
         return Unmeasured("no step was trained")
-    if view.record.case["workload"].get("steps") is None and not view.record.case["workload"].get(
-        "tokens"
-    ):
-        return Unmeasured("NOT_TRAINED: the case declares no steps or tokens")
+    if _declared_steps(view) is None:
+        return NOT_DECLARED
     last = losses[-max(1, len(losses) // 10) :]
     return sum(last) / len(last)
+
+
+def tokens_per_param(view: View) -> Value:
+    """Tokens trained without padding (declared steps x mean of the window) / total parameters.
+
+    A model as good as its compute allows takes about 20 (Hoffmann et al. 2022, arXiv
+    2203.15556).
+    """
+    steps = _declared_steps(view)
+    if steps is None:
+        return NOT_DECLARED
+    window, total = view.window("step"), total_params(view)
+    if isinstance(window, Unmeasured):
+        return window
+    if isinstance(total, Unmeasured):
+        return total
+    return steps * window.counts["tokens"] / window.units / total
 
 
 def quality_retained(view: View) -> Value:

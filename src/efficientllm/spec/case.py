@@ -18,7 +18,7 @@ from efficientllm.spec.technique import (
     label,
 )
 from efficientllm.spec.text import Text
-from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Workload
+from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training, Workload
 
 
 class Quality(Spec):
@@ -32,6 +32,9 @@ class Quality(Spec):
     max_bytes: Annotated[int, Field(ge=1, le=1 << 40)] = 262_144
     sequence_length: Annotated[int, Field(ge=2, le=1 << 22)] | None = Field(
         None, description="null: the workload's, at most 2,048"
+    )
+    curve: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        0, description="scorings spread evenly over a training's declared steps"
     )
 
 
@@ -87,6 +90,19 @@ class Case(Spec):
             case _:
                 return self
 
+    @model_validator(mode="after")
+    def _a_curve_is_of_declared_steps(self) -> Case:
+        points = 0 if self.quality is None else self.quality.curve
+        if not points:
+            return self
+        if not isinstance(self.workload, Training) or not self.workload.budgeted:
+            raise ValueError("quality: a curve needs a training with steps or tokens")
+        relative = isinstance(self.workload.tokens, str)
+        steps = None if relative else self.workload.budget_steps
+        if steps is not None and points > steps:
+            raise ValueError(f"quality: a curve of {points} scorings does not fit {steps} steps")
+        return self
+
     @cached_property
     def case_id(self) -> str:
         """SHA-256 of what is measured; the name, paths, protocol and machine stay outside."""
@@ -134,7 +150,4 @@ class Case(Spec):
     @property
     def makes_product(self) -> bool:
         """Whether a trial of this case leaves trained weights behind."""
-        return (
-            isinstance(self.workload, Pretrain | Finetune)
-            and self.workload.budget_steps is not None
-        )
+        return isinstance(self.workload, Pretrain | Finetune) and self.workload.budgeted

@@ -6,17 +6,38 @@ record under `resolved`; a value written here instead is part of the case's iden
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from efficientllm.spec.canonical import Many, Spec
+from efficientllm.spec.canonical import Many, Spec, local
 from efficientllm.spec.text import StandardLibrary, Text
 
 DType = Literal["float32", "bf16", "fp16"]
 AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Length = Annotated[int, Field(ge=2, le=1 << 22)]
+
+
+MAX_TOKENS = 10**14
+
+
+def _number_or_per_parameter(value: Any) -> Any:
+    """One rule with one message, where a union of types would give one for each of them."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and 1 <= value <= MAX_TOKENS:
+        return value
+    per_parameter = isinstance(value, str) and re.fullmatch(r"\d{1,6}(\.\d{1,6})?x", value)
+    if per_parameter and float(value[:-1]) > 0:
+        return value
+    raise ValueError(
+        f"needs a number of tokens from 1 to 10^14, or 20x for 20 tokens per parameter"
+        f" (got {value!r:.40})"
+    )
+
+
+Tokens = Annotated[int | str, BeforeValidator(_number_or_per_parameter)]
 
 
 class Precision(Spec):
@@ -39,7 +60,12 @@ class Precision(Spec):
 
 
 class AdamW(Spec):
-    """AdamW with linear warm-up; `schedule` is what follows over a declared number of steps."""
+    """AdamW with linear warm-up; `schedule` is what follows over a declared number of steps.
+
+    `wsd` (warm-up, stable, decay: Hu et al. 2024, MiniCPM, arXiv 2404.06395) holds the rate
+    until the last `decay_share` of the steps. Nothing before that depends on how long the
+    training is, so runs of several lengths share their stable part.
+    """
 
     kind: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0, le=10)] = 1e-4
@@ -48,7 +74,19 @@ class AdamW(Spec):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
     clip: Annotated[float, Field(gt=0, le=1e6)] | None = 1.0
     warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    decay_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="wsd: the part of the steps in which the rate falls"
+    )
+
+    @model_validator(mode="after")
+    def _decay_is_of_wsd_and_after_the_warm_up(self) -> AdamW:
+        if self.schedule != "wsd":
+            if self.decay_share != AdamW.model_fields["decay_share"].default:
+                raise ValueError("decay_share belongs to schedule: wsd")
+        elif self.warmup_share + self.decay_share > 1 + 1e-9:
+            raise ValueError("warmup_share and decay_share are more than the whole training")
+        return self
 
 
 class Training(Spec):
@@ -56,6 +94,7 @@ class Training(Spec):
 
     With `steps` or `tokens` exactly that much is trained and the case has quality and a
     product; without either it runs for the protocol's windows and quality is null.
+    `checkpoint_every` is no part of identity: what is trained is the same to the last digit.
     """
 
     sequence_length: Length = 4096
@@ -64,7 +103,12 @@ class Training(Spec):
         "auto", description="sequences in one forward pass; auto: all of `batch`"
     )
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    tokens: Annotated[int, Field(ge=1, le=10**14)] | None = None
+    tokens: Tokens | None = Field(
+        None, description="a number, or 20x for 20 tokens for each parameter of the model"
+    )
+    checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = local(
+        None, description="steps after which a killed training can go on; null: from the start"
+    )
     optimizer: AdamW = AdamW()
     precision: Precision = Precision()
     loss: Literal["auto", "plain", "chunked", "liger"] = "auto"
@@ -75,13 +119,25 @@ class Training(Spec):
     def _one_budget_and_whole_micro_batches(self) -> Training:
         if self.steps is not None and self.tokens is not None:
             raise ValueError("give steps or tokens, not both")
+        if self.checkpoint_every is not None and not self.budgeted:
+            raise ValueError("checkpoint_every needs steps or tokens")
         if self.micro_batch != "auto" and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
         return self
 
     @property
+    def budgeted(self) -> bool:
+        """Whether the case declares how much is trained."""
+        return self.steps is not None or self.tokens is not None
+
+    @property
     def budget_steps(self) -> int | None:
-        """Optimizer steps that the case declares, if it declares any."""
+        """Optimizer steps that the case declares, if it declares any.
+
+        Raises ValueError for tokens per parameter, which only a model makes a number.
+        """
+        if isinstance(self.tokens, str):
+            raise ValueError(f"tokens: {self.tokens} is no number of tokens before it is pinned")
         if self.tokens is not None:
             return max(1, -(-self.tokens // (self.batch * self.sequence_length)))
         return self.steps

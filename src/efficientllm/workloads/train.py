@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
-from efficientllm.device import Device, tensor_bytes, to_device
+from efficientllm.device import (
+    Device,
+    random_states,
+    restore_random_states,
+    tensor_bytes,
+    to_device,
+)
 from efficientllm.models.language_model import LanguageModel
 from efficientllm.models.position import Documents
 from efficientllm.record import PointResult
@@ -22,6 +29,7 @@ from efficientllm.spec.workload import AdamW, Precision, Training
 from efficientllm.workloads import compiling
 from efficientllm.workloads.batches import Batch, Batches, split_documents
 from efficientllm.workloads.loss import loss_of, resolve
+from efficientllm.workloads.snapshot import Snapshot
 
 TORCH_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEPT_LOSSES = 1 << 16
@@ -50,7 +58,10 @@ class Train:
         self._model, self._face, self._batches = model, face, batches
         self._spec, self._device = spec, device
         self._hidden = compiling.compiled(face.hidden) if compile_model else face.hidden
-        self.budget = spec.budget_steps
+        self.total = spec.budget_steps
+        """Steps that the case declares; those of an earlier process count."""
+        self.first = 0
+        """Steps that an earlier process has taken."""
         self._loss = loss_of(resolve(spec.loss, face.head().weight.shape[0]))
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = optimizer(model, spec.optimizer)
@@ -58,11 +69,17 @@ class Train:
             device.torch.type, enabled=spec.precision.compute == "fp16"
         )
         self._step = 0
+        self._tokens = 0.0
         self._counts: list[dict[str, float]] = []
         self._losses = torch.zeros(
-            min(self.budget or KEPT_LOSSES, KEPT_LOSSES), pin_memory=not device.is_cpu
+            min(self.total or KEPT_LOSSES, KEPT_LOSSES), pin_memory=not device.is_cpu
         )
         self._next = batches.batch(0)
+
+    @property
+    def budget(self) -> int | None:
+        """Steps that this process has to do, if the case declares any."""
+        return None if self.total is None else self.total - self.first
 
     def unit(self, window: str) -> None:
         """One optimizer step."""
@@ -78,6 +95,7 @@ class Train:
         self._update()
         self._losses[self._step % len(self._losses)].copy_(loss, non_blocking=True)
         self._counts.append(batch.counts)
+        self._tokens += batch.counts["tokens"]
         self._step += 1
         self._next = self._batches.batch(self._step)
 
@@ -117,6 +135,49 @@ class Train:
         if self._step <= len(self._losses):
             return self._losses[: self._step]
         return torch.cat((self._losses[place:], self._losses[:place]))
+
+    @property
+    def trained(self) -> tuple[int, float]:
+        """Steps taken so far, and their tokens without padding."""
+        return self._step, self._tokens
+
+    def state(self) -> Snapshot:
+        """What the steps to come depend on, beside the case and its seed."""
+        tensors = {"losses": self._losses}
+        for kind, state in random_states(self._device).items():
+            tensors[f"random/{kind}"] = state
+        for name, parameter in self._named():
+            tensors[f"weights/{name}"] = parameter
+            for key, moment in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}/{name}"] = moment
+        facts = {"step": self._step, "tokens": self._tokens, "scaler": self._scaler.state_dict()}
+        return Snapshot(tensors, facts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a state, taken by another process with the same case and seed."""
+        tensors, facts = snapshot
+        self._losses.copy_(tensors["losses"])
+        kinds = [key.partition("/") for key in tensors]
+        restore_random_states(
+            self._device, {n: tensors[f"random/{n}"] for kind, _, n in kinds if kind == "random"}
+        )
+        parameters = dict(self._named())
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"weights/{name}"])
+        for kind, _, name in kinds:
+            if kind.startswith("optimizer."):
+                parameter, moment = parameters[name], tensors[f"{kind}/{name}"]
+                state = self._optimizer.state[parameter]
+                state[kind.removeprefix("optimizer.")] = moment.to(parameter.device)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(facts["scaler"])
+        self._step = self.first = facts["step"]
+        self._tokens = facts["tokens"]
+        self._next = self._batches.batch(self._step)
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
 
     def result(self, result: PointResult) -> PointResult:
         """Nothing to add to what was measured."""
@@ -158,7 +219,7 @@ class Train:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _set_rate(self) -> None:
-        rate = learning_rate(self._spec.optimizer, self._step, self.budget)
+        rate = learning_rate(self._spec.optimizer, self._step, self.total)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
@@ -175,16 +236,34 @@ def optimizer(model: nn.Module, spec: AdamW) -> torch.optim.AdamW:
 
 
 def learning_rate(spec: AdamW, step: int, budget: int | None) -> float:
-    """Linear warm-up, then the schedule down to a tenth; constant without a budget."""
+    """Linear warm-up, then the schedule down to a tenth; constant without a budget.
+
+    cosine falls over all steps after the warm-up (Loshchilov and Hutter 2017, arXiv
+    1608.03983); wsd stays and falls on a line over the last `decay_share` of the budget
+    (Hu et al. 2024, MiniCPM, arXiv 2404.06395).
+    """
     if budget is None:
         return spec.lr
     warmup = max(1, round(spec.warmup_share * budget))
     if step < warmup:
         return spec.lr * (step + 1) / warmup
-    if spec.schedule == "constant":
-        return spec.lr
-    progress = (step - warmup) / max(1, budget - warmup)
-    return spec.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return spec.lr * _fallen(spec, step, warmup, budget)
+
+
+def _fallen(spec: AdamW, step: int, warmup: int, budget: int) -> float:
+    """The share of the full rate that is left at a step after the warm-up."""
+    match spec.schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            progress = (step - warmup) / max(1, budget - warmup)
+            return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        case "wsd":
+            decay = max(1, round(spec.decay_share * budget))
+            progress = (step - (budget - decay)) / decay
+            return 1.0 - 0.9 * min(1.0, max(0.0, progress))
+        case never:
+            assert_never(never)
 
 
 def autocast(precision: Precision, device: Device) -> AbstractContextManager[object]:

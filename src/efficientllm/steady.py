@@ -1,0 +1,40 @@
+"""What counts as steady: blocks that agree, and a stretch of units that nothing interrupts."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable
+
+MIN_UNITS = 3
+"""Fewer are neither a block nor a window."""
+
+SETTLE_UNITS = 3
+"""Units after an interlude that are in no window: it has changed caches and clocks."""
+
+
+def longest_stretch(done: int, interludes: Iterable[int], total: int) -> tuple[int, int]:
+    """The longest range of units still to do without an interlude inside; the first of equals.
+
+    What begins with an interlude leaves out the units in which the device settles again,
+    unless fewer than a window's least would remain.
+    """
+    after = set(interludes)
+    edges = [done, *sorted(at for at in after if done < at < total), total]
+    found = []
+    for start, end in itertools.pairwise(edges):
+        settling = min(SETTLE_UNITS, max(0, end - start - MIN_UNITS)) if start in after else 0
+        found.append((start + settling, end))
+    return max(found, key=lambda stretch: stretch[1] - stretch[0])
+
+
+def agree(before: list[float], after: list[float]) -> bool:
+    """Whether two blocks of unit times look like one steady state.
+
+    Medians within 2 % and both quartiles within 5 % of each other.
+    """
+    if min(len(before), len(after)) < MIN_UNITS:
+        return False
+    old, new = (statistics.quantiles(block, n=4, method="inclusive") for block in (before, after))
+    tolerance = (0.05, 0.02, 0.05)
+    return all(abs(b - a) <= t * a for a, b, t in zip(old, new, tolerance, strict=True))

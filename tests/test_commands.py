@@ -1,0 +1,56 @@
+"""What `plan` prints before anything is paid for: tokens a parameter, hours, and kWh at most."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from efficientllm import commands
+from efficientllm.machine import Gpu
+from efficientllm.pin import pin_suite
+from efficientllm.spec.suite import one_line_suite
+
+CARD = Gpu(0, "GPU-1", "NVIDIA H200", 140 << 30, 139 << 30, 600.0, 0.0, 0, "580", False, (9, 0))
+
+
+def planned(folder: Path, gpu: Gpu | None, *words: str) -> str:
+    suite = pin_suite(one_line_suite("pretrain", words))
+    console = Console(width=200, record=True, file=io.StringIO())
+    commands.plan_command(console, suite, folder / "store", gpu)
+    return console.export_text()
+
+
+def test_a_compute_optimal_training_is_priced_before_it_starts(tmp_path: Path) -> None:
+    text = planned(tmp_path, CARD, "model=backbone-0.5B", "tokens=20x")
+    row = next(line for line in text.splitlines() if line.startswith("pretrain-backbone-0.5B"))
+    assert " 20 " in row
+    hours = float(re.search(r"about ([0-9.]+) h in all", text)[1])  # type: ignore[index]
+    # 6 x 0.49e9 parameters x 9.9e9 tokens, attention beside them, at 0.35 of 989 TFLOP/s
+    assert 25 < hours < 60
+    energy = re.search(r"at most ([0-9.]+) kWh in that time: an upper bound", text)
+    assert energy is not None
+    assert float(energy[1]) == pytest.approx(0.6 * hours, rel=0.01)
+    assert "at its limit of 600 W" in text
+
+
+def test_the_catalog_knows_the_limit_of_a_card_that_does_not_tell_it(tmp_path: Path) -> None:
+    text = planned(tmp_path, CARD._replace(power_limit_w=None), "model=backbone-0.5B", "steps=10")
+    assert "at its limit of 700 W" in text
+
+
+def test_without_a_card_whose_limit_is_known_no_energy_is_guessed(tmp_path: Path) -> None:
+    unknown = CARD._replace(product="Some Card", power_limit_w=None)
+    for gpu in (None, unknown):
+        text = planned(tmp_path, gpu, "model=backbone-tiny", "steps=1000")
+        assert "in all (predicted" in text
+        assert "kWh" not in text
+
+
+def test_work_without_a_budget_has_no_tokens_per_parameter(tmp_path: Path) -> None:
+    text = planned(tmp_path, CARD, "model=backbone-tiny")
+    row = next(line for line in text.splitlines() if line.startswith("pretrain-backbone-tiny"))
+    assert re.fullmatch(r"\S+\s+b8 c4096\s+[0-9.]+\s+fits\s+\d+ s\s+0 of 1 trials done\s*", row)
