@@ -7,15 +7,18 @@ needs no new run. What was not measured is null, and `notes` says why.
     schema 1   first
 
 On disk a record is one JSON object whose last member is the SHA-256 of everything
-before it. A file that is cut short anywhere, or changed by one bit, does not load.
+before it. A file that is cut short anywhere, or changed by one bit, does not load. Nor
+does one that says what cannot be: less than nothing, columns of unequal length, a model
+without parameters. Formulas rest on that.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SCHEMA = 1
 
@@ -37,6 +40,14 @@ DONE: frozenset[str] = frozenset({"ok", "out_of_memory", "nan", "unsupported"})
 """Outcomes that a rerun would only repeat; the others are tried again, at most twice."""
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""Whole things, bytes, or nanoseconds of the monotonic clock: what 64 bits hold."""
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Amount = Annotated[float, Field(ge=0, le=1e30)]
+Sample = Annotated[float, Field(ge=-1e30, le=1e30)]
+
+
 class Frozen(BaseModel):
     """Base of every part of a record: immutable, closed, finite."""
 
@@ -55,16 +66,27 @@ class Unsupported(RuntimeError):
     """Raised where a case cannot run on this machine; the text says which part and what would."""
 
 
-class Phase(Frozen):
-    """A stretch of a trial on the monotonic clock."""
+class Span(Frozen):
+    """Two moments of the monotonic clock, in order."""
 
     name: str
-    start_ns: int
-    end_ns: int
+    start_ns: Count
+    end_ns: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.end_ns < self.start_ns:
+            raise ValueError(f"{self.name}: it ends before it starts")
+        return self
+
+
+class Phase(Span):
+    """A stretch of a trial."""
+
     point: int | None = None
 
 
-class Window(Frozen):
+class Window(Span):
     """A steady window: `units` repeats of one piece of work, drained at both edges.
 
     `unit_s` are seconds of each unit on the device's timeline; `counts` are raw totals of
@@ -72,16 +94,13 @@ class Window(Frozen):
     holds compilation; `recompiles` were seen inside the window.
     """
 
-    name: str
-    start_ns: int
-    end_ns: int
-    unit_s: tuple[float, ...]
-    counts: dict[str, float]
-    first_call_s: float
-    warmup_units: int
-    warmup_s: float
+    unit_s: tuple[Seconds, ...]
+    counts: dict[str, Amount]
+    first_call_s: Seconds
+    warmup_units: Count
+    warmup_s: Seconds
     converged: bool
-    recompiles: int = 0
+    recompiles: Count = 0
 
     @property
     def units(self) -> int:
@@ -99,15 +118,15 @@ class PointResult(Frozen):
     """
 
     point_id: str
-    batch: int
-    context: int
+    batch: Positive
+    context: Positive
     outcome: Outcome = Outcome()
     windows: tuple[Window, ...] = ()
     left_out: dict[str, str] = {}
-    holdings: dict[str, int] = {}
-    memory: dict[str, int | None] = {}
+    holdings: dict[str, Count] = {}
+    memory: dict[str, Count | None] = {}
     output_sha256: str = ""
-    compilation: dict[str, int] = {}
+    compilation: dict[str, Count] = {}
 
     def window(self, name: str) -> Window | None:
         return next((window for window in self.windows if window.name == name), None)
@@ -117,37 +136,50 @@ class Scores(Frozen):
     """Held-out text: negative log-likelihood (nats), tokens and UTF-8 bytes, per document."""
 
     nll: tuple[float, ...]
-    tokens: tuple[int, ...]
-    bytes: tuple[int, ...]
+    tokens: tuple[Count, ...]
+    bytes: tuple[Count, ...]
     text_sha256: str
     source: str
+
+    @model_validator(mode="after")
+    def _one_of_each_per_document(self) -> Scores:
+        lengths = [len(self.nll), len(self.tokens), len(self.bytes)]
+        if len(set(lengths)) > 1:
+            raise ValueError("nll, tokens and bytes have {}, {} and {} entries".format(*lengths))
+        return self
 
 
 class Reach(Frozen):
     """What one technique touched, by kind of module; how much of a model it really reached."""
 
     technique: str
-    parameters: int
-    by_kind: dict[str, int]
-    bytes_before: int
-    bytes_after: int
+    parameters: Count
+    by_kind: dict[str, Count]
+    bytes_before: Count
+    bytes_after: Count
     source: str = ""
 
 
 class Build(Frozen):
     """The model as it was measured."""
 
-    total_params: int
-    trainable_params: int
-    active_params: int
-    bytes_by_kind: dict[str, int]
-    dtypes: dict[str, int]
+    total_params: Positive
+    trainable_params: Count
+    active_params: Count
+    bytes_by_kind: dict[str, Count]
+    dtypes: dict[str, Count]
     weights: Literal["random", "trained"]
     reach: tuple[Reach, ...] = ()
     shape: dict[str, Any] | None = None
-    disk_bytes: int | None = None
-    reference_bytes: int | None = None
+    disk_bytes: Count | None = None
+    reference_bytes: Count | None = None
     sha256: str = ""
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> Build:
+        if not sum(self.bytes_by_kind.values()):
+            raise ValueError("bytes_by_kind: a model holds at least one byte")
+        return self
 
 
 class Reading(Frozen):
@@ -157,8 +189,16 @@ class Reading(Frozen):
     device: str
     rank: int = 0
     scope: str = ""
-    t_ns: tuple[int, ...] = ()
-    columns: dict[str, tuple[float | None, ...]] = {}
+    t_ns: tuple[Count, ...] = ()
+    columns: dict[str, tuple[Sample | None, ...]] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Reading:
+        if any(len(column) != len(self.t_ns) for column in self.columns.values()):
+            raise ValueError(f"{self.meter}: its columns are not as long as its times")
+        if any(later < earlier for earlier, later in pairwise(self.t_ns)):
+            raise ValueError(f"{self.meter}: its times run backwards")
+        return self
 
 
 class Machine(Frozen):
@@ -167,12 +207,12 @@ class Machine(Frozen):
     name: str
     device: str
     device_kind: str
-    device_count: int
-    device_memory_bytes: int
-    power_limit_w: float | None
+    device_count: Count
+    device_memory_bytes: Count
+    power_limit_w: Amount | None
     cpu: str
-    cpu_cores: int
-    memory_bytes: int
+    cpu_cores: Count
+    memory_bytes: Count
     card: str = ""
 
 
@@ -182,9 +222,9 @@ class Trial(Frozen):
     suite: str
     name: str
     case_id: str
-    round: int
-    attempt: int
-    seed: int
+    round: Count
+    attempt: Count
+    seed: Count
     labels: dict[str, Any] = {}
 
 
@@ -198,7 +238,7 @@ class Record(Frozen):
     protocol: dict[str, Any]
     outcome: Outcome
     started_at: str
-    seconds: float
+    seconds: Seconds
     machine: Machine
     software: dict[str, str]
     resolved: dict[str, Any] = {}
@@ -240,9 +280,14 @@ def from_bytes(content: bytes) -> Record:
     try:
         return Record.model_validate_json(body + b"}")
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CorruptRecord(f"not a record of schema {SCHEMA}: {where}: {first['msg']}") from error
+        raise CorruptRecord(f"not a record of schema {SCHEMA}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, as one short line that is safe to print."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    text = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def digest_of(content: bytes) -> str:

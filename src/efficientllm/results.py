@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from efficientllm.analysis.compare import Comparison, compare
 from efficientllm.analysis.table import Row, rows
+from efficientllm.damage import damage
 from efficientllm.metrics import Ceiling, Unmeasured, View
-from efficientllm.record import Record
-from efficientllm.spec.case import Case
+from efficientllm.record import Record, first_problem
 from efficientllm.spec.document import SpecError
 from efficientllm.store import Store
 
@@ -90,46 +90,45 @@ def _newest_of_each(found: list[Row]) -> list[Row]:
 def load(*places: str | Path) -> Results:
     """Records from stores (folders) and published files (.jsonl); missing folders are empty.
 
-    A record whose case this version cannot read is left out and named, never half shown.
+    A record that this version cannot use is left out and named, never half shown.
     """
     records: list[Record] = []
     bad: list[str] = []
     for place in map(Path, places):
         if place.is_file():
-            records += read_published(place)
+            found, unread = read_published(place)
+            records += found
+            bad += unread
         else:
             store = Store(place)
-            records += [entry.record for entry in store.entries()]
+            for entry in store.entries():
+                if reason := damage(entry.record):
+                    bad.append(f"{entry.path}: {reason}")
+                else:
+                    records.append(entry.record)
             bad += [reason.strip() for _, reason in store.quarantined()]
-    readable = _readable({r.trial.case_id: r.case for r in records})
-    bad += sorted({f"{r.key}: {m}" for r in records if (m := readable[r.trial.case_id])})
-    return Results(tuple(r for r in records if not readable[r.trial.case_id]), tuple(bad))
+    return Results(tuple(records), tuple(bad))
 
 
-def _readable(cases: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """For each case id, why its case cannot be read; empty where it can."""
-    found = {}
-    for case_id, case in cases.items():
+def read_published(path: Path) -> tuple[list[Record], list[str]]:
+    """Records of an exported .jsonl, and the lines that cannot be used, each with its reason."""
+    found: list[Record] = []
+    bad: list[str] = []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return [], [f"{path}: cannot be read ({error.strerror})"]
+    for number, line in enumerate(content.splitlines(), 1):
         try:
-            Case.model_validate(case)
-            found[case_id] = ""
+            record = Record.model_validate_json(line)
+            reason = damage(record)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            found[case_id] = f"its case cannot be read by this version: {where}: {problem['msg']}"
-    return found
-
-
-def read_published(path: Path) -> list[Record]:
-    """Records of an exported .jsonl; SpecError with the line for one that does not load."""
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            found.append(Record.model_validate_json(line))
-        except ValidationError as error:
-            message = error.errors(include_url=False)[0]["msg"]
-            raise SpecError(f"{path}:{number}: not a record: {message}") from error
-    return found
+            reason = f"not a record: {first_problem(error)}"
+        if reason:
+            bad.append(f"{path}:{number}: {reason}")
+        else:
+            found.append(record)
+    return found, bad
 
 
 def published() -> list[Path]:
@@ -152,7 +151,7 @@ def ceilings(records: Iterable[Record]) -> dict[str, Ceiling]:
             continue
         machine = record.machine.name
         for count, best in (("flops", flops), ("bytes", moved)):
-            if count in window.counts:
+            if window.counts.get(count) and window.seconds:
                 rate = window.counts[count] / window.seconds
                 best[machine] = max(rate, best.get(machine, 0.0))
     return {m: Ceiling(flops.get(m), moved.get(m)) for m in {*flops, *moved}}

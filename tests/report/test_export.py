@@ -62,7 +62,8 @@ def test_flags_become_numbered_footnotes() -> None:
 def test_json_lines_load_again_as_the_same_records(table: list[Row], tmp_path: Path) -> None:
     path = tmp_path / "published.jsonl"
     path.write_bytes(export(table, "jsonl"))
-    again = read_published(path)
+    again, bad = read_published(path)
+    assert bad == []
     assert len(again) == 6
     assert {record.key for record in again} == {record.key for record in pair()}
     assert len(load(path).rows()) == 2
