@@ -200,7 +200,7 @@ def test_lines_that_are_no_json_object_are_named(line: str, tmp_path: Path) -> N
     results = load(path)
     assert len(results.records) == 1
     (told,) = results.quarantined
-    assert told.startswith(f"{path}:1: not a record: ")
+    assert told.startswith(f"{path}:1: left out: not a record: ")
     assert told.isprintable()
 
 
@@ -211,7 +211,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: Any) -
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert load(path) == Results((), (f"{path}: cannot be read (Permission denied)",))
+    told = (f"{path}: cannot be read (Permission denied)",)
+    assert load(path) == Results((), told, told)
 
 
 def test_a_damaged_record_stands_in_nobody_s_way_when_a_suite_runs_again(tmp_path: Path) -> None:

@@ -71,6 +71,17 @@ def _console() -> Any:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
+def _load(*places: Path) -> Any:
+    """Records of these places; what was moved away or left out is told on standard error."""
+    from efficientllm.results import load
+
+    results = load(*places)
+    for line in results.refused:
+        shown = "".join(c if c.isprintable() else "?" for c in line)
+        print(f"efficientllm: {shown}", file=sys.stderr)
+    return results
+
+
 def _suite(what: list[str] | None, *, allow_code: bool, gpu: bool) -> Any:
     from efficientllm.pin import pin_suite
     from efficientllm.spec.suite import load_suite, one_line_suite
@@ -175,10 +186,10 @@ def show(
 ) -> None:
     """Show everything about one row: each metric with its interval, or why it is null."""
     from efficientllm.report.text import print_record
-    from efficientllm.results import load
+    from efficientllm.results import parse_at
 
     with _explained():
-        row = load(store).find(key, _at(at))
+        row = _load(store).find(key, parse_at(at))
         if raw:
             print(row.record.model_dump_json(indent=1))
         else:
@@ -198,10 +209,10 @@ def compare(
     """Compare B with A: paired, with an interval and a verdict; refused for unequal work."""
     from efficientllm.commands import failed_condition
     from efficientllm.report.text import print_comparison
-    from efficientllm.results import load
+    from efficientllm.results import parse_at
 
     with _explained():
-        found = load(store).compare(a, b, _at(at))
+        found = _load(store).compare(a, b, parse_at(at))
         print_comparison(_console(), found)
         if fail_if and (reason := failed_condition(found, fail_if)):
             _fail(reason, 1)
@@ -223,11 +234,16 @@ def report(
 ) -> None:
     """Write one self-contained page about every record."""
     from efficientllm.commands import write_report
+    from efficientllm.results import published
 
     with _explained():
         places = list(stores or [DEFAULT_STORE])
         target = output or (places[0] if places[0].is_dir() else Path()) / "report.html"
-        print(f"page  {write_report(places, target, alone=alone)}")
+        results = _load(*places)
+        if not results.records:
+            raise ValueError(f"no records in {', '.join(map(str, places))}; run something first")
+        others = None if alone else _load(*published())
+        print(f"page  {write_report(results, others, target)}")
 
 
 @app.command(epilog="Example: efficientllm export --format latex -o table.tex")
@@ -242,10 +258,9 @@ def export(
 ) -> None:
     """Write rows as tables with intervals, or whole records as JSON lines."""
     from efficientllm.report.export import export as export_rows
-    from efficientllm.results import load
 
     with _explained():
-        results = load(store)
+        results = _load(store)
         rows = [r for r in results.rows() if not suite or r.record.trial.suite == suite]
         content = export_rows(rows, form, results.probes())
         if output is None:
@@ -263,19 +278,6 @@ def doctor(store: StorePath = DEFAULT_STORE, gpu: GpuIndex = None) -> None:
 
     with _explained():
         raise typer.Exit(examine(_console(), Store(store), choose_gpu(gpu)))
-
-
-def _at(text: str) -> dict[str, int]:
-    """`batch=1,context=1024` as a mapping."""
-    from efficientllm.spec.document import SpecError
-
-    found: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in ("batch", "context") or not value.isdigit():
-            raise SpecError(f"--at {text!r}: write it like batch=1 or batch=1,context=1024")
-        found[name] = int(value)
-    return found
 
 
 def main() -> None:

@@ -19,10 +19,15 @@ from efficientllm.store import Store
 
 
 class Results(NamedTuple):
-    """Records with what was learned about them while reading."""
+    """Records with what was learned about them while reading.
+
+    `quarantined` names everything that is not among them, for the page; `refused` what this
+    very reading moved away or left out, a line each, to be told at once.
+    """
 
     records: tuple[Record, ...]
     quarantined: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         """Replicates grouped into rows, with this machine's ceilings where doctor ran."""
@@ -36,7 +41,11 @@ class Results(NamedTuple):
 
         known = {identity(record) for record in self.records}
         more = tuple(r for r in others.records if identity(r) not in known)
-        return Results(self.records + more, self.quarantined + others.quarantined)
+        return Results(
+            self.records + more,
+            self.quarantined + others.quarantined,
+            self.refused + others.refused,
+        )
 
     def probes(self) -> list[Record]:
         """What `doctor` measured."""
@@ -87,27 +96,46 @@ def _newest_of_each(found: list[Row]) -> list[Row]:
     return list(newest.values())
 
 
+def parse_at(text: str) -> dict[str, int]:
+    """`batch=1,context=1024` as a mapping."""
+    found: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in ("batch", "context") or not (value.isascii() and value.isdigit()):
+            raise SpecError(f"--at {text!r}: write it like batch=1 or batch=1,context=1024")
+        found[name] = int(value)
+    return found
+
+
 def load(*places: str | Path) -> Results:
     """Records from stores (folders) and published files (.jsonl); missing folders are empty.
 
     A record that this version cannot use is left out and named, never half shown.
     """
     records: list[Record] = []
-    bad: list[str] = []
+    earlier: list[str] = []
+    refused: list[str] = []
     for place in map(Path, places):
         if place.is_file():
-            found, unread = read_published(place)
-            records += found
-            bad += unread
+            found, bad = read_published(place)
         else:
             store = Store(place)
-            for entry in store.entries():
-                if reason := damage(entry.record):
-                    bad.append(f"{entry.path}: {reason}")
-                else:
-                    records.append(entry.record)
-            bad += [reason.strip() for _, reason in store.quarantined()]
-    return Results(tuple(records), tuple(bad))
+            earlier += [reason.strip() for _, reason in store.quarantined()]
+            found, bad = _read_store(store)
+        records += found
+        refused += bad
+    return Results(tuple(records), (*earlier, *refused), tuple(refused))
+
+
+def _read_store(store: Store) -> tuple[list[Record], list[str]]:
+    found: list[Record] = []
+    bad: list[str] = []
+    for entry in store.entries():
+        if reason := damage(entry.record):
+            bad.append(f"{entry.path}: left out: {reason}")
+        else:
+            found.append(entry.record)
+    return found, [*store.refused.values(), *bad]
 
 
 def read_published(path: Path) -> tuple[list[Record], list[str]]:
@@ -125,7 +153,7 @@ def read_published(path: Path) -> tuple[list[Record], list[str]]:
         except ValidationError as error:
             reason = f"not a record: {first_problem(error)}"
         if reason:
-            bad.append(f"{path}:{number}: {reason}")
+            bad.append(f"{path}:{number}: left out: {reason}")
         else:
             found.append(record)
     return found, bad
