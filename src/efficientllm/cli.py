@@ -15,6 +15,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from efficientllm.failure import Failure, Interrupted
+
 app = typer.Typer(
     help="What an efficiency technique for language models really costs and buys.",
     epilog="Start with: efficientllm run    Then: efficientllm doctor, efficientllm list",
@@ -40,19 +42,12 @@ AllowCode = Annotated[
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what can go wrong into one clear message and an exit status."""
-    from efficientllm.launch import Interrupted
-    from efficientllm.machine import DeviceError
-    from efficientllm.processes import CannotStart
-    from efficientllm.store import StoreError
-
     try:
         yield
     except ValueError as error:  # SpecError and Unequal among them
         _fail(str(error), 2)
-    except StoreError as error:
-        _fail(str(error), 3)
-    except (DeviceError, CannotStart) as error:
-        _fail(str(error), 4)
+    except Failure as error:
+        _fail(str(error), error.exit_status)
     except Interrupted as stop:
         _fail(f"stopped by {stop}; finished trials are kept, run again to go on", 128 + stop.sign)
     except BrokenPipeError:
@@ -112,13 +107,15 @@ def run(
     allow_code: AllowCode = False,
 ) -> None:
     """Measure what is still missing of a suite; alone it runs the quickstart."""
-    from efficientllm.commands import run_command
     from efficientllm.machine import choose_gpu
-    from efficientllm.runner import Options, parse_duration, parse_shard
 
     with _explained():
         card = choose_gpu(gpu)
+        # A mistake in the suite is told before the slow imports.
         suite = _suite(what, allow_code=allow_code, gpu=card is not None)
+        from efficientllm.commands import run_command
+        from efficientllm.runner import Options, parse_duration, parse_shard
+
         declared = None
         if peaks is not None:
             from efficientllm.catalog.peaks import declared as read_peaks
@@ -142,17 +139,17 @@ def plan(
     allow_code: AllowCode = False,
 ) -> None:
     """Show the trials to run, what they will need, and what will not fit. Runs nothing."""
-    from efficientllm.commands import plan_command, plan_on_command
     from efficientllm.machine import choose_gpu
 
     with _explained():
+        card = None if on else choose_gpu(gpu)
+        suite = _suite(what, allow_code=allow_code, gpu=bool(on) or card is not None)
+        from efficientllm.commands import plan_command, plan_on_command
+
         if on:
-            suite = _suite(what, allow_code=allow_code, gpu=True)
             plan_on_command(_console(), suite, on.split(","))
-            return
-        card = choose_gpu(gpu)
-        suite = _suite(what, allow_code=allow_code, gpu=card is not None)
-        plan_command(_console(), suite, store, card)
+        else:
+            plan_command(_console(), suite, store, card)
 
 
 @app.command(epilog="Example: efficientllm fetch generate model=meta-llama/Llama-3.1-8B")

@@ -26,15 +26,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from efficientllm import clock
+from efficientllm.failure import StoreError as StoreError
 from efficientllm.lease import Lease as Lease
 from efficientllm.lease import take
 from efficientllm.record import CorruptRecord, Record, Trial, from_bytes, to_bytes
 
 _RESERVED = ("artifacts", "quarantine", "work")
-
-
-class StoreError(RuntimeError):
-    """The store cannot do what was asked; nothing that was in it is lost."""
 
 
 class Entry(NamedTuple):

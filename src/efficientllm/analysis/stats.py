@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 FIXED_ALPHA = 0.05
 LOOKED_ALPHA = 0.025
@@ -87,6 +86,8 @@ def within_run(value: float, blocks: Sequence[float]) -> Interval:
 
 def t_half_width(values: np.ndarray, alpha: float) -> float:
     """Half-width of Student's t interval of a mean."""
+    from scipy.special import stdtrit  # slow to import, and only intervals need it
+
     n = len(values)
     return float(stdtrit(n - 1, 1 - alpha / 2) * values.std(ddof=1) / math.sqrt(n))
 
