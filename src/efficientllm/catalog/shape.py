@@ -132,6 +132,11 @@ def presets() -> dict[str, Shape]:
     return {name: Shape(name=f"backbone-{name}", **row) for name, row in rows.items()}
 
 
+def model_names() -> list[str]:
+    """Every model that one word names, presets of the backbone first."""
+    return [*(f"backbone-{name}" for name in presets()), *shapes()]
+
+
 def shape_named(name: str) -> Shape:
     """A shape of the catalog, or a SpecError that names the nearest one."""
     for known, shape in shapes().items():
