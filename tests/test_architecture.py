@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from efficientllm.failure import Failure
+
 SOURCE = Path(__file__).parents[1] / "src" / "efficientllm"
 FILES = sorted(SOURCE.rglob("*.py"))
 MAX_LINES = 300
@@ -92,16 +94,39 @@ def test_the_parent_never_imports_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_listing_and_help_import_no_torch() -> None:
-    for words in (["--help"], ["list"]):
-        code = (
-            f"import sys; sys.argv = ['efficientllm', *{words!r}]\n"
-            "from efficientllm.cli import main\n"
-            "try:\n    main()\nexcept SystemExit:\n    pass\n"
-            "sys.exit('torch' in sys.modules)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr.decode()
+HEAVY = ("numpy", "scipy", "efficientllm.commands", "efficientllm.launch", "efficientllm.metrics")
+
+
+@pytest.mark.parametrize(
+    ("words", "heavy", "status"),
+    [
+        (["--help"], (*HEAVY, "efficientllm.machine", "pydantic"), 0),
+        (["list"], (*HEAVY, "efficientllm.machine"), 0),
+        (["run", "quickstar"], HEAVY, 2),
+        (["plan", "quickstart", "steps"], HEAVY, 2),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_what_only_lists_or_refuses_imports_nothing_slow(
+    words: list[str], heavy: tuple[str, ...], status: int
+) -> None:
+    code = (
+        f"import sys; sys.argv = ['efficientllm', *{words!r}]\n"
+        "from efficientllm.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    status = end.code or 0\n"
+        f"print(status, *({{'torch', *{heavy!r}}} & sys.modules.keys()), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == str(status), done.stderr
+
+
+def test_the_package_s_failures_each_have_an_exit_status() -> None:
+    assert {kind.__name__: kind.exit_status for kind in Failure.__subclasses__()} == {
+        "StoreError": 3,
+        "DeviceError": 4,
+        "CannotStart": 4,
+    }
 
 
 def test_only_the_worker_sees_everything() -> None:

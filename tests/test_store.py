@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from efficientllm.record import Record, from_bytes, to_bytes
+from efficientllm.record import Record
+from efficientllm.seal import from_bytes, to_bytes
 from efficientllm.store import Store, StoreError, require_space, safe_name, write_once
 from tests import samples
 

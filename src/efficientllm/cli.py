@@ -10,6 +10,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from efficientllm.failure import Failure, Interrupted
+
 EXIT_STATUS = (
     "Exit status: 0 done; 1 a trial failed, or a --fail-if condition is broken; 2 the request"
     " cannot be understood; 3 the store or the disk; 4 no usable device or worker; 5 time ran"
@@ -43,19 +45,12 @@ AllowCode = Annotated[
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what can go wrong into one clear message and an exit status."""
-    from efficientllm.launch import Interrupted
-    from efficientllm.machine import DeviceError
-    from efficientllm.processes import CannotStart
-    from efficientllm.store import StoreError
-
     try:
         yield
     except ValueError as error:  # SpecError and Unequal among them
         _fail(str(error), 2)
-    except StoreError as error:
-        _fail(str(error), 3)
-    except (DeviceError, CannotStart) as error:
-        _fail(str(error), 4)
+    except Failure as error:
+        _fail(str(error), error.exit_status)
     except Interrupted as stop:
         _fail(f"stopped by {stop}; finished trials are kept, run again to go on", 128 + stop.sign)
     except BrokenPipeError:
@@ -75,6 +70,17 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _load(*places: Path) -> Any:
+    """Records of these places; what was moved away or left out is told on standard error."""
+    from efficientllm.results import load
+
+    results = load(*places)
+    for line in results.refused:
+        shown = "".join(c if c.isprintable() else "?" for c in line)
+        print(f"efficientllm: {shown}", file=sys.stderr)
+    return results
 
 
 def _suite(what: list[str] | None, *, allow_code: bool, gpu: bool) -> Any:
@@ -107,13 +113,15 @@ def run(
     allow_code: AllowCode = False,
 ) -> None:
     """Measure what is still missing of a suite; alone it runs the quickstart."""
-    from efficientllm.commands import run_command
     from efficientllm.machine import choose_gpu
-    from efficientllm.runner import Options, parse_duration, parse_shard
 
     with _explained():
         card = choose_gpu(gpu)
+        # A mistake in the suite is told before the slow imports.
         suite = _suite(what, allow_code=allow_code, gpu=card is not None)
+        from efficientllm.commands import run_command
+        from efficientllm.runner import Options, parse_duration, parse_shard
+
         declared = None
         if peaks is not None:
             from efficientllm.catalog.peaks import declared as read_peaks
@@ -137,17 +145,17 @@ def plan(
     allow_code: AllowCode = False,
 ) -> None:
     """Show the trials to run, what they will need, and what will not fit. Runs nothing."""
-    from efficientllm.commands import plan_command, plan_on_command
     from efficientllm.machine import choose_gpu
 
     with _explained():
+        card = None if on else choose_gpu(gpu)
+        suite = _suite(what, allow_code=allow_code, gpu=bool(on) or card is not None)
+        from efficientllm.commands import plan_command, plan_on_command
+
         if on:
-            suite = _suite(what, allow_code=allow_code, gpu=True)
             plan_on_command(_console(), suite, on.split(","))
-            return
-        card = choose_gpu(gpu)
-        suite = _suite(what, allow_code=allow_code, gpu=card is not None)
-        plan_command(_console(), suite, store, card)
+        else:
+            plan_command(_console(), suite, store, card)
 
 
 @app.command(epilog="Example: efficientllm fetch generate model=meta-llama/Llama-3.1-8B")
@@ -181,10 +189,10 @@ def show(
 ) -> None:
     """Show everything about one row: each metric with its interval, or why it is null."""
     from efficientllm.report.text import print_record
-    from efficientllm.results import load
+    from efficientllm.results import parse_at
 
     with _explained():
-        row = load(store).find(key, _at(at))
+        row = _load(store).find(key, parse_at(at))
         if raw:
             print(row.record.model_dump_json(indent=1))
         else:
@@ -204,10 +212,10 @@ def compare(
     """Compare B with A: paired, with an interval and a verdict; refused for unequal work."""
     from efficientllm.analysis.condition import check_condition
     from efficientllm.report.text import print_comparison
-    from efficientllm.results import load
+    from efficientllm.results import parse_at
 
     with _explained():
-        found = load(store).compare(a, b, _at(at))
+        found = _load(store).compare(a, b, parse_at(at))
         print_comparison(_console(), found)
         if fail_if:
             status, text = check_condition(found, fail_if)
@@ -231,11 +239,16 @@ def report(
 ) -> None:
     """Write one self-contained page about every record."""
     from efficientllm.commands import write_report
+    from efficientllm.results import published
 
     with _explained():
         places = list(stores or [DEFAULT_STORE])
         target = output or (places[0] if places[0].is_dir() else Path()) / "report.html"
-        print(f"page  {write_report(places, target, alone=alone)}")
+        results = _load(*places)
+        if not results.records:
+            raise ValueError(f"no records in {', '.join(map(str, places))}; run something first")
+        others = None if alone else _load(*published())
+        print(f"page  {write_report(results, others, target)}")
 
 
 @app.command(epilog="Example: efficientllm export --format latex -o table.tex")
@@ -250,10 +263,9 @@ def export(
 ) -> None:
     """Write rows as tables with intervals, or whole records as JSON lines."""
     from efficientllm.report.export import export as export_rows
-    from efficientllm.results import load
 
     with _explained():
-        results = load(store)
+        results = _load(store)
         rows = [r for r in results.rows() if not suite or r.record.trial.suite == suite]
         content = export_rows(rows, form, results.probes())
         if output is None:
@@ -271,19 +283,6 @@ def doctor(store: StorePath = DEFAULT_STORE, gpu: GpuIndex = None) -> None:
 
     with _explained():
         raise typer.Exit(examine(_console(), Store(store), choose_gpu(gpu)))
-
-
-def _at(text: str) -> dict[str, int]:
-    """`batch=1,context=1024` as a mapping."""
-    from efficientllm.spec.document import SpecError
-
-    found: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in ("batch", "context") or not value.isdigit():
-            raise SpecError(f"--at {text!r}: write it like batch=1 or batch=1,context=1024")
-        found[name] = int(value)
-    return found
 
 
 def main() -> None:

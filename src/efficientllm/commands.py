@@ -18,10 +18,9 @@ from efficientllm.cost import parameters
 from efficientllm.plan import Planned, Shelf, next_round
 from efficientllm.record import Record
 from efficientllm.report.text import print_doubts, print_rows
-from efficientllm.results import load, published
+from efficientllm.results import Results, load, published
 from efficientllm.runner import Events, Options, run_suite
 from efficientllm.spec.case import Case, Point
-from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Checkpoint
 from efficientllm.spec.suite import Suite
 from efficientllm.spec.workload import Training
@@ -50,10 +49,10 @@ def run_command(
     ]
     print_rows(console, rows)
     print_doubts(console, rows)
-    for reason in results.quarantined:
-        console.print(f"[yellow]![/yellow] moved to quarantine: {escape(reason)}")
-    if write_page:
-        page = write_report([store_path], store_path / "report.html", alone=False)
+    for refused in dict.fromkeys((*store.refused.values(), *results.refused)):
+        console.print(f"[yellow]![/yellow] {escape(refused)}")
+    if write_page and results.records:
+        page = write_report(results, load(*published()), store_path / "report.html")
         console.print(f"page     {page}")
     _next_step(console, suite, rows, options.gpu)
     if summary.out_of_time:
@@ -159,14 +158,11 @@ class _Bar:
         )
 
 
-def write_report(places: list[Path], target: Path, *, alone: bool) -> Path:
-    """Write the page about records in these places, and the published ones beside them."""
+def write_report(results: Results, others: Results | None, target: Path) -> Path:
+    """Write the page about these records, with others beside them for comparison."""
     from efficientllm.report.html import page
 
-    results = load(*places)
-    if not results.records:
-        raise SpecError(f"no records in {', '.join(map(str, places))}; run something first")
-    text = page(results, None if alone else load(*published()))
+    text = page(results, others)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, "utf-8")
     return target

@@ -20,6 +20,7 @@ from typing import Any
 
 from efficientllm import clock, journal, machine, processes
 from efficientllm.endings import left_over, overall, with_lost_point
+from efficientllm.failure import Interrupted as Interrupted
 from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
 from efficientllm.processes import ForkServer, FreshInterpreter
@@ -35,14 +36,6 @@ from efficientllm.watch import Listener, watch
 SPACE_BYTES = 1 << 30
 IDLE_PROTOCOL = Protocol(profile="standard")
 """Its window is the 10 s that idle power is taken over."""
-
-
-class Interrupted(BaseException):
-    """The user or the batch system wants this to end; what ran is on record."""
-
-    def __init__(self, sign: int) -> None:
-        super().__init__(signal.Signals(sign).name)
-        self.sign = sign
 
 
 class Launcher:

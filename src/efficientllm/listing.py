@@ -8,10 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from efficientllm.catalog.peaks import peaks
 from efficientllm.catalog.shape import presets, shapes
-from efficientllm.cost import parameters
-from efficientllm.metrics import METRICS
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.problems import nearest
 from efficientllm.spec.suite import builtin_names, load_suite
@@ -67,6 +64,8 @@ def _techniques(console: Console) -> None:
 
 
 def _models(console: Console) -> None:
+    from efficientllm.cost import parameters
+
     table = _table("model", "parameters", "family", "built by")
     for name, shape in presets().items():
         table.add_row(f"backbone-{name}", f"{parameters(shape).total:,}", "ours", "our decoder")
@@ -77,6 +76,8 @@ def _models(console: Console) -> None:
 
 
 def _machines(console: Console) -> None:
+    from efficientllm.catalog.peaks import peaks
+
     table = _table("machine", "GiB", "TB/s", "bf16 TFLOP/s", "source")
     for peak in peaks():
         bf16 = peak.peak.get("bf16")
@@ -91,6 +92,8 @@ def _machines(console: Console) -> None:
 
 
 def _metrics(console: Console) -> None:
+    from efficientllm.metrics import METRICS
+
     table = _table("metric", "unit", "better", "symbol", "definition")
     for metric in METRICS:
         table.add_row(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+from efficientllm.failure import DeviceError as DeviceError
 from efficientllm.provenance import own_code
 from efficientllm.record import Machine
 
@@ -151,10 +152,6 @@ def _visible(found: list[Gpu], variable: str | None) -> list[Gpu]:
             break
         kept.append(chosen[0])
     return kept
-
-
-class DeviceError(RuntimeError):
-    """No device can be used as asked; the text says what to do."""
 
 
 def choose_gpu(wanted: int | None) -> Gpu | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from efficientllm.damage import damage
 from efficientllm.record import DONE, MEASURING, Machine, Record
 from efficientllm.spec.canonical import digest
 from efficientllm.spec.case import Case
@@ -72,6 +73,7 @@ class Shelf:
     ) -> None:
         self._machine, self._software, self._store = machine, software, store
         self._records: dict[str, list[Record]] = {}
+        self._sound: dict[str, list[Record]] = {}
         self._files: dict[str, tuple[str, ...]] = {}
         self.refresh(cases)
 
@@ -81,13 +83,15 @@ class Shelf:
             names = self._store.names_of(case_id)
             if self._files.get(case_id) != names:
                 self._files[case_id] = names
-                self._records[case_id] = [e.record for e in self._store.of_case(case_id)]
+                found = [e.record for e in self._store.of_case(case_id)]
+                self._records[case_id] = found
+                self._sound[case_id] = [record for record in found if not damage(record)]
 
     def here(self, case: Case) -> list[Record]:
         """Records of a case from this machine class, software and way of measuring."""
         return [
             record
-            for record in self._records.get(case.case_id, [])
+            for record in self._sound.get(case.case_id, [])
             if record.env_id
             == env_id(self._machine, self._software, record.resolved, record.measuring)
             and record.measuring == MEASURING

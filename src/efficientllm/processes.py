@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from efficientllm import clock
+from efficientllm.failure import CannotStart as CannotStart
 
 START_LIMIT_S = 300.0
 GRACE_S = 10.0
@@ -79,10 +80,6 @@ def tuning(environment: dict[str, str]) -> dict[str, str]:
         for k, v in sorted(environment.items())
         if k.startswith(_TUNING) and k not in hidden and "/" not in v
     }
-
-
-class CannotStart(RuntimeError):
-    """No worker can be started here; the text says what failed."""
 
 
 class ForkServer:

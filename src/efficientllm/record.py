@@ -6,16 +6,16 @@ needs no new run. What was not measured is null, and `notes` says why.
 
     schema 1   first
 
-On disk a record is one JSON object whose last member is the SHA-256 of everything
-before it. A file that is cut short anywhere, or changed by one bit, does not load.
+What says something that cannot be (less than nothing, columns of unequal length, a model
+without parameters) is no record. Formulas rest on that.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA = 1
 
@@ -37,6 +37,14 @@ DONE: frozenset[str] = frozenset({"ok", "out_of_memory", "nan", "unsupported"})
 """Outcomes that a rerun would only repeat; the others are tried again, at most twice."""
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""Whole things, bytes, or nanoseconds of the monotonic clock: what 64 bits hold."""
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Amount = Annotated[float, Field(ge=0, le=1e30)]
+Sample = Annotated[float, Field(ge=-1e30, le=1e30)]
+
+
 class Frozen(BaseModel):
     """Base of every part of a record: immutable, closed, finite."""
 
@@ -55,16 +63,27 @@ class Unsupported(RuntimeError):
     """Raised where a case cannot run on this machine; the text says which part and what would."""
 
 
-class Phase(Frozen):
-    """A stretch of a trial on the monotonic clock."""
+class Span(Frozen):
+    """Two moments of the monotonic clock, in order."""
 
     name: str
-    start_ns: int
-    end_ns: int
+    start_ns: Count
+    end_ns: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.end_ns < self.start_ns:
+            raise ValueError(f"{self.name}: it ends before it starts")
+        return self
+
+
+class Phase(Span):
+    """A stretch of a trial."""
+
     point: int | None = None
 
 
-class Window(Frozen):
+class Window(Span):
     """A steady window: `units` repeats of one piece of work, drained at both edges.
 
     `unit_s` are seconds of each unit on the device's timeline; `counts` are raw totals of
@@ -72,16 +91,13 @@ class Window(Frozen):
     holds compilation; `recompiles` were seen inside the window.
     """
 
-    name: str
-    start_ns: int
-    end_ns: int
-    unit_s: tuple[float, ...]
-    counts: dict[str, float]
-    first_call_s: float
-    warmup_units: int
-    warmup_s: float
+    unit_s: tuple[Seconds, ...]
+    counts: dict[str, Amount]
+    first_call_s: Seconds
+    warmup_units: Count
+    warmup_s: Seconds
     converged: bool
-    recompiles: int = 0
+    recompiles: Count = 0
 
     @property
     def units(self) -> int:
@@ -99,15 +115,15 @@ class PointResult(Frozen):
     """
 
     point_id: str
-    batch: int
-    context: int
+    batch: Positive
+    context: Positive
     outcome: Outcome = Outcome()
     windows: tuple[Window, ...] = ()
     left_out: dict[str, str] = {}
-    holdings: dict[str, int] = {}
-    memory: dict[str, int | None] = {}
+    holdings: dict[str, Count] = {}
+    memory: dict[str, Count | None] = {}
     output_sha256: str = ""
-    compilation: dict[str, int] = {}
+    compilation: dict[str, Count] = {}
 
     def window(self, name: str) -> Window | None:
         return next((window for window in self.windows if window.name == name), None)
@@ -117,10 +133,17 @@ class Scores(Frozen):
     """Held-out text: negative log-likelihood (nats), tokens and UTF-8 bytes, per document."""
 
     nll: tuple[float, ...]
-    tokens: tuple[int, ...]
-    bytes: tuple[int, ...]
+    tokens: tuple[Count, ...]
+    bytes: tuple[Count, ...]
     text_sha256: str
     source: str
+
+    @model_validator(mode="after")
+    def _one_of_each_per_document(self) -> Scores:
+        lengths = [len(self.nll), len(self.tokens), len(self.bytes)]
+        if len(set(lengths)) > 1:
+            raise ValueError("nll, tokens and bytes have {}, {} and {} entries".format(*lengths))
+        return self
 
 
 class CurvePoint(Frozen):
@@ -140,27 +163,33 @@ class Reach(Frozen):
     """What one technique touched, by kind of module; how much of a model it really reached."""
 
     technique: str
-    parameters: int
-    by_kind: dict[str, int]
-    bytes_before: int
-    bytes_after: int
+    parameters: Count
+    by_kind: dict[str, Count]
+    bytes_before: Count
+    bytes_after: Count
     source: str = ""
 
 
 class Build(Frozen):
     """The model as it was measured."""
 
-    total_params: int
-    trainable_params: int
-    active_params: int
-    bytes_by_kind: dict[str, int]
-    dtypes: dict[str, int]
+    total_params: Positive
+    trainable_params: Count
+    active_params: Count
+    bytes_by_kind: dict[str, Count]
+    dtypes: dict[str, Count]
     weights: Literal["random", "trained"]
     reach: tuple[Reach, ...] = ()
     shape: dict[str, Any] | None = None
-    disk_bytes: int | None = None
-    reference_bytes: int | None = None
+    disk_bytes: Count | None = None
+    reference_bytes: Count | None = None
     sha256: str = ""
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> Build:
+        if not sum(self.bytes_by_kind.values()):
+            raise ValueError("bytes_by_kind: a model holds at least one byte")
+        return self
 
 
 class Reading(Frozen):
@@ -170,8 +199,16 @@ class Reading(Frozen):
     device: str
     rank: int = 0
     scope: str = ""
-    t_ns: tuple[int, ...] = ()
-    columns: dict[str, tuple[float | None, ...]] = {}
+    t_ns: tuple[Count, ...] = ()
+    columns: dict[str, tuple[Sample | None, ...]] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Reading:
+        if any(len(column) != len(self.t_ns) for column in self.columns.values()):
+            raise ValueError(f"{self.meter}: its columns are not as long as its times")
+        if any(later < earlier for earlier, later in pairwise(self.t_ns)):
+            raise ValueError(f"{self.meter}: its times run backwards")
+        return self
 
 
 class Machine(Frozen):
@@ -180,12 +217,12 @@ class Machine(Frozen):
     name: str
     device: str
     device_kind: str
-    device_count: int
-    device_memory_bytes: int
-    power_limit_w: float | None
+    device_count: Count
+    device_memory_bytes: Count
+    power_limit_w: Amount | None
     cpu: str
-    cpu_cores: int
-    memory_bytes: int
+    cpu_cores: Count
+    memory_bytes: Count
     card: str = ""
 
 
@@ -195,9 +232,9 @@ class Trial(Frozen):
     suite: str
     name: str
     case_id: str
-    round: int
-    attempt: int
-    seed: int
+    round: Count
+    attempt: Count
+    seed: Count
     labels: dict[str, Any] = {}
 
 
@@ -211,7 +248,7 @@ class Record(Frozen):
     protocol: dict[str, Any]
     outcome: Outcome
     started_at: str
-    seconds: float
+    seconds: Seconds
     machine: Machine
     software: dict[str, str]
     resolved: dict[str, Any] = {}
@@ -231,34 +268,3 @@ class Record(Frozen):
     def key(self) -> str:
         """Short name of this record, unique in a store."""
         return f"{self.trial.case_id[:8]}/{self.trial.round}-{self.trial.attempt}"
-
-
-class CorruptRecord(ValueError):
-    """A file that is not a whole, unchanged record of a known schema."""
-
-
-_SEAL = b',"sha256":"'
-
-
-def to_bytes(record: Record) -> bytes:
-    """The file content of a record: its JSON, sealed with its own digest."""
-    body = record.model_dump_json().encode("utf-8")[:-1]
-    return body + _SEAL + hashlib.sha256(body).hexdigest().encode("ascii") + b'"}\n'
-
-
-def from_bytes(content: bytes) -> Record:
-    """Load a record, or raise CorruptRecord; never half of one."""
-    body, seal, tail = content.rpartition(_SEAL)
-    if not seal or tail[64:] != b'"}\n' or hashlib.sha256(body).hexdigest().encode() != tail[:64]:
-        raise CorruptRecord("cut short or changed: the content does not match its digest")
-    try:
-        return Record.model_validate_json(body + b"}")
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CorruptRecord(f"not a record of schema {SCHEMA}: {where}: {first['msg']}") from error
-
-
-def digest_of(content: bytes) -> str:
-    """The digest inside a record file (its last member)."""
-    return content.rpartition(_SEAL)[2][:64].decode("ascii", "replace")

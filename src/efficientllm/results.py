@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from efficientllm.analysis.compare import Comparison, compare
 from efficientllm.analysis.table import Row, rows
+from efficientllm.damage import damage
 from efficientllm.metrics import Ceiling, Unmeasured, View
 from efficientllm.record import Record
-from efficientllm.spec.case import Case
+from efficientllm.seal import first_problem
 from efficientllm.spec.document import SpecError
 from efficientllm.store import Store
 
 
 class Results(NamedTuple):
-    """Records with what was learned about them while reading."""
+    """Records with what was learned about them while reading.
+
+    `quarantined` names everything that is not among them, for the page; `refused` what this
+    very reading moved away or left out, a line each, to be told at once.
+    """
 
     records: tuple[Record, ...]
     quarantined: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         """Replicates grouped into rows, with this machine's ceilings where doctor ran."""
@@ -36,7 +42,11 @@ class Results(NamedTuple):
 
         known = {identity(record) for record in self.records}
         more = tuple(r for r in others.records if identity(r) not in known)
-        return Results(self.records + more, self.quarantined + others.quarantined)
+        return Results(
+            self.records + more,
+            self.quarantined + others.quarantined,
+            self.refused + others.refused,
+        )
 
     def probes(self) -> list[Record]:
         """What `doctor` measured."""
@@ -91,49 +101,67 @@ def _newest_of_each(found: list[Row]) -> list[Row]:
     return list(newest.values())
 
 
+def parse_at(text: str) -> dict[str, int]:
+    """`batch=1,context=1024` as a mapping."""
+    found: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in ("batch", "context") or not (value.isascii() and value.isdigit()):
+            raise SpecError(f"--at {text!r}: write it like batch=1 or batch=1,context=1024")
+        found[name] = int(value)
+    return found
+
+
 def load(*places: str | Path) -> Results:
     """Records from stores (folders) and published files (.jsonl); missing folders are empty.
 
-    A record whose case this version cannot read is left out and named, never half shown.
+    A record that this version cannot use is left out and named, never half shown.
     """
     records: list[Record] = []
-    bad: list[str] = []
+    earlier: list[str] = []
+    refused: list[str] = []
     for place in map(Path, places):
         if place.is_file():
-            records += read_published(place)
+            found, bad = read_published(place)
         else:
             store = Store(place)
-            records += [entry.record for entry in store.entries()]
-            bad += [reason.strip() for _, reason in store.quarantined()]
-    readable = _readable({r.trial.case_id: r.case for r in records})
-    bad += sorted({f"{r.key}: {m}" for r in records if (m := readable[r.trial.case_id])})
-    return Results(tuple(r for r in records if not readable[r.trial.case_id]), tuple(bad))
+            earlier += [reason.strip() for _, reason in store.quarantined()]
+            found, bad = _read_store(store)
+        records += found
+        refused += bad
+    return Results(tuple(records), (*earlier, *refused), tuple(refused))
 
 
-def _readable(cases: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """For each case id, why its case cannot be read; empty where it can."""
-    found = {}
-    for case_id, case in cases.items():
+def _read_store(store: Store) -> tuple[list[Record], list[str]]:
+    found: list[Record] = []
+    bad: list[str] = []
+    for entry in store.entries():
+        if reason := damage(entry.record):
+            bad.append(f"{entry.path}: left out: {reason}")
+        else:
+            found.append(entry.record)
+    return found, [*store.refused.values(), *bad]
+
+
+def read_published(path: Path) -> tuple[list[Record], list[str]]:
+    """Records of an exported .jsonl, and the lines that cannot be used, each with its reason."""
+    found: list[Record] = []
+    bad: list[str] = []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return [], [f"{path}: cannot be read ({error.strerror})"]
+    for number, line in enumerate(content.splitlines(), 1):
         try:
-            Case.model_validate(case)
-            found[case_id] = ""
+            record = Record.model_validate_json(line)
+            reason = damage(record)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            found[case_id] = f"its case cannot be read by this version: {where}: {problem['msg']}"
-    return found
-
-
-def read_published(path: Path) -> list[Record]:
-    """Records of an exported .jsonl; SpecError with the line for one that does not load."""
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            found.append(Record.model_validate_json(line))
-        except ValidationError as error:
-            message = error.errors(include_url=False)[0]["msg"]
-            raise SpecError(f"{path}:{number}: not a record: {message}") from error
-    return found
+            reason = f"not a record: {first_problem(error)}"
+        if reason:
+            bad.append(f"{path}:{number}: left out: {reason}")
+        else:
+            found.append(record)
+    return found, bad
 
 
 def published() -> list[Path]:
@@ -156,7 +184,7 @@ def ceilings(records: Iterable[Record]) -> dict[str, Ceiling]:
             continue
         machine = record.machine.name
         for count, best in (("flops", flops), ("bytes", moved)):
-            if count in window.counts:
+            if window.counts.get(count) and window.seconds:
                 rate = window.counts[count] / window.seconds
                 best[machine] = max(rate, best.get(machine, 0.0))
     return {m: Ceiling(flops.get(m), moved.get(m)) for m in {*flops, *moved}}

@@ -9,7 +9,8 @@ A record is written once, by the one process that holds the lease of its (case, 
 to a temporary file in the same directory, flushed to the disk, linked under its name
 (which fails if the name is taken), and the directory flushed. A kill at any moment
 leaves a whole record or none. A file that is no record, or that lies where it does not
-belong, is moved to quarantine; symbolic links are not followed out of the store.
+belong, is moved to quarantine, or skipped where nothing can be moved, and named in
+`Store.refused`; symbolic links are not followed out of the store.
 
 Two processes agree through leases (`lease.py`).
 """
@@ -20,19 +21,18 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from efficientllm import clock
+from efficientllm.failure import StoreError as StoreError
 from efficientllm.lease import Lease as Lease
 from efficientllm.lease import take
-from efficientllm.record import CorruptRecord, Record, Trial, from_bytes, to_bytes
+from efficientllm.record import Record, Trial
+from efficientllm.seal import CorruptRecord, from_bytes, to_bytes
 
 _RESERVED = ("artifacts", "quarantine", "work")
-
-
-class StoreError(RuntimeError):
-    """The store cannot do what was asked; nothing that was in it is lost."""
 
 
 class Entry(NamedTuple):
@@ -47,6 +47,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.refused: dict[Path, str] = {}
+        """Files that this object met and could not use, each with one line on it."""
 
     @property
     def work(self) -> Path:
@@ -136,19 +138,25 @@ class Store:
         return record
 
     def _quarantine(self, path: Path, reason: str) -> None:
-        """Move a file away; another process that reads the same store may be faster."""
+        """Move a file away; another process that reads the same store may be faster.
+
+        Its reason is written first, so that no file lies there without one. Where the store
+        cannot be written, reading must still be possible: the file is skipped.
+        """
         folder = self.root / "quarantine"
         target = folder / f"{path.parent.name[:16]}-{path.stem}-{os.getpid()}-{clock.now_ns()}.json"
         try:
             folder.mkdir(exist_ok=True)
-            path.replace(target)
             target.with_suffix(".reason").write_text(f"{path.name}: {reason}\n", "utf-8")
+            path.replace(target)
+            self.refused[path] = f"{path}: moved to quarantine: {reason}"
         except FileNotFoundError:
-            return
+            target.with_suffix(".reason").unlink(missing_ok=True)
         except OSError as error:
-            raise StoreError(
-                f"{path}: {reason}, and it cannot be moved ({error.strerror})"
-            ) from error
+            with suppress(OSError):
+                target.with_suffix(".reason").unlink(missing_ok=True)
+            why = error.strerror
+            self.refused[path] = f"{path}: skipped: {reason} (it cannot be moved: {why})"
 
 
 def safe_name(name: str) -> str:

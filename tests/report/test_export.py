@@ -11,7 +11,9 @@ import pytest
 
 from efficientllm.analysis.table import Row, rows
 from efficientllm.metrics import METRICS
+from efficientllm.record import Outcome
 from efficientllm.report.export import export, public_record
+from efficientllm.report.public import without_paths
 from efficientllm.results import load, read_published
 from tests import samples
 from tests.report.test_html import pair
@@ -62,7 +64,8 @@ def test_flags_become_numbered_footnotes() -> None:
 def test_json_lines_load_again_as_the_same_records(table: list[Row], tmp_path: Path) -> None:
     path = tmp_path / "published.jsonl"
     path.write_bytes(export(table, "jsonl"))
-    again = read_published(path)
+    again, bad = read_published(path)
+    assert bad == []
     assert len(again) == 6
     assert {record.key for record in again} == {record.key for record in pair()}
     assert len(load(path).rows()) == 2
@@ -102,3 +105,52 @@ def test_markup_in_names_is_inert() -> None:
     assert "<b>" not in export(row, "md").decode().replace("\\<b\\>", "")
     latex = export(row, "latex").decode()
     assert r"\&\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}" in latex
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("No such file: '/home/ada/secret/x'", "No such file: 'x'"),
+        ('in "/home/ada l/my files/x.json", line 3', 'in "x.json", line 3'),
+        ("'~/secret files/x' and ~ada/y", "'x' and y"),
+        ("open(/home/ada/a.txt):12: denied", "open(a.txt):12: denied"),
+        ("file:///home/ada/x and //server/ada/y", "x and y"),
+        ("gcc -L/home/ada/lib -lx path=/home/ada/tmp/", "gcc -Llib -lx path=tmp"),
+        ("/home/ada: full; /root, /Users/ada/", "~: full; ~, ~"),
+        ("https://huggingface.co/a/b serves a/b at 5 tok/s", None),
+        ("and/or, a / b, 1/2, ./x", None),
+    ],
+)
+def test_words_lose_their_paths_and_keep_their_sense(said: str, told: str | None) -> None:
+    assert without_paths(said) == (said if told is None else told)
+
+
+def test_no_format_tells_a_path_that_an_error_or_a_note_named() -> None:
+    said = "FileNotFoundError: [Errno 2] No such file: '/home/ada/secret/x'"
+    failed = Outcome(status="crash", reason=said)
+    record = samples.record(
+        notes={"quality": said, "sampler": said, "shared_device": said},
+        scores=None,
+        resolved={"device": "cuda", "library": "/home/ada/lib/libx.so", "idle_power_w": 80.0},
+        build=samples.build(shape=samples.build().shape | {"name": "/home/ada/checkpoint"}),
+    )
+    good = record.points[0].model_copy(update={"left_out": {"request": said}})
+    bad = record.points[0].model_copy(
+        update={"outcome": failed, "windows": (), "point_id": "b" * 64, "batch": 2}
+    )
+    partly = record.model_copy(update={"points": (good, bad)})
+    whole = samples.record(of=samples.case(technique="int4"), outcome=failed)
+    table = rows([partly, whole])
+    assert "/home/ada" in str(table)
+    for form in ("csv", "jsonl", "md", "latex", "parquet"):
+        content = export(table, form)
+        assert b"secret" not in content, form
+        assert b"/home" not in content, form
+    text = export(table, "jsonl").decode()
+    assert text.count("No such file: 'x'") == 6
+    public = public_record(partly)
+    assert public.resolved == {"device": "cuda", "library": "libx.so", "idle_power_w": 80.0}
+    assert public.build is not None
+    assert public.build.shape is not None
+    assert public.build.shape["name"] == "checkpoint"
+    assert public.readings == partly.readings

@@ -284,6 +284,30 @@ def test_a_product_of_nothing_is_refused(refusal: Any, text: str, says: str) -> 
             GENERATE + "  technique: bf16+fp16\n",
             "study.yaml:4: technique: bf16 and fp16 exclude each other",
         ),
+        (
+            GENERATE + "grid:\n  - technique: [int4,\n     bf16, int4]\n",
+            "study.yaml:5: technique: 'int4' stands there twice",
+        ),
+        (
+            GENERATE.replace("backbone-tiny", "backbone-tinny"),
+            "study.yaml:2: model: no model is called 'backbone-tinny'; did you mean backbone-tiny?",
+        ),
+        (
+            GENERATE.replace("backbone-tiny", "Llama-3.1-8"),
+            "study.yaml:2: model: no model is called 'Llama-3.1-8'; did you mean Llama-3.1-8B?",
+        ),
+        (
+            GENERATE.replace("backbone-tiny", "\n    kind: backbone\n    preset: smal"),
+            "study.yaml:4: model.preset: no backbone preset 'smal'; did you mean small?",
+        ),
+        (
+            GENERATE.replace("backbone-tiny", "\n    kind: shape\n    name: Llama-3.1-8"),
+            "study.yaml:4: model.name: the catalog has no shape 'Llama-3.1-8'; did you mean",
+        ),
+        (
+            GENERATE.replace("backbone-tiny", "{kind: backbone, preset: tiny, heads: 5}"),
+            "study.yaml:2: model: 5 query heads do not divide into 2 groups",
+        ),
         ("suite: [a]\n" + GENERATE, "study.yaml: suite: needs a line of text"),
         ('question: "a\\eb"\n' + GENERATE, "study.yaml: question: needs a line of text"),
     ],
@@ -313,6 +337,10 @@ def test_errors_name_file_line_key_and_the_nearest_valid_name(
         (
             "  - workload: [generate, {kind: generate, new_tokens: 1}]\n",
             "study.yaml:6 (base on line 3): workload.new_tokens: input should be greater",
+        ),
+        (
+            "  - model.preset: [tiny, smal]\n",
+            "study.yaml:6 (base on line 2): model.preset: no backbone preset 'smal'; did you mean",
         ),
         (
             "  - technique.kind: [int5]\n",
@@ -561,6 +589,12 @@ def test_a_setting_is_never_dropped_in_silence() -> None:
         ),
         (("model=backbone-tiny", "points.batch=1e9"), "command line: workload.points.batch: input"),
         (("model=backbone-tiny", "technique=lora"), "command line: technique: lora trains"),
+        (
+            ("model=backbone-tiny", "technique=bf16,int4,bf16"),
+            "'technique=bf16,int4,bf16': 'bf16' stands there twice",
+        ),
+        (("model=Llama-3.1-8",), "command line: model: no model is called 'Llama-3.1-8'; did you"),
+        (("model=backbone-tiny,backbone-tinny",), "command line: model: no model is called"),
     ],
 )
 def test_errors_on_the_command_line_name_the_key(overrides: tuple[str, ...], says: str) -> None:

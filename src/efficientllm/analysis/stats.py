@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 FIXED_ALPHA = 0.05
 LOOKED_ALPHA = 0.025
 BLOCKS = 10
 MIN_FOR_INTERVAL = 3
+WIDEST = 50.0
+"""Half-width of a logarithm: an interval over forty powers of ten says nothing."""
 
 PERCENTILE_NEEDS = {50: 1, 90: 64, 95: 130, 99: 662}
 """Samples that a percentile needs: so many that the true one is exceeded with 99 %
@@ -67,6 +68,8 @@ def over_trials(values: Sequence[float], *, looked: bool) -> Interval:
     if n < MIN_FOR_INTERVAL:
         return Interval(math.exp(mean), None, None, n, "none")
     half = t_half_width(logs, LOOKED_ALPHA if looked else FIXED_ALPHA)
+    if half > WIDEST:
+        return Interval(math.exp(mean), None, None, n, "none")
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), n, "trials")
 
 
@@ -76,11 +79,15 @@ def within_run(value: float, blocks: Sequence[float]) -> Interval:
     if n < MIN_FOR_INTERVAL or value <= 0 or any(block <= 0 for block in blocks):
         return Interval(value, None, None, n, "none")
     half = t_half_width(np.log(np.asarray(blocks, dtype=float)), FIXED_ALPHA)
+    if half > WIDEST:
+        return Interval(value, None, None, n, "none")
     return Interval(value, value * math.exp(-half), value * math.exp(half), n, "within-run")
 
 
 def t_half_width(values: np.ndarray, alpha: float) -> float:
     """Half-width of Student's t interval of a mean."""
+    from scipy.special import stdtrit  # slow to import, and only intervals need it
+
     n = len(values)
     return float(stdtrit(n - 1, 1 - alpha / 2) * values.std(ddof=1) / math.sqrt(n))
 
@@ -97,8 +104,10 @@ def over_documents(
         return None
     generator = np.random.default_rng(0)
     chosen = generator.integers(0, len(nll), size=(draws, len(nll)))
-    total = np.asarray(nll)[chosen].sum(axis=1) / np.asarray(sizes)[chosen].sum(axis=1)
-    low, high = np.quantile(total, (0.025, 0.975))
+    drawn = np.asarray(sizes, dtype=float)[chosen].sum(axis=1)
+    if not drawn.all():
+        return None  # so few documents have any size that a draw may hold none of them
+    low, high = np.quantile(np.asarray(nll)[chosen].sum(axis=1) / drawn, (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from efficientllm.analysis.checks import Flag, flags
 from efficientllm.analysis.stats import (
     BLOCKS,
+    MIN_FOR_INTERVAL,
     Interval,
     counted,
     over_documents,
@@ -18,6 +19,7 @@ from efficientllm.analysis.stats import (
 )
 from efficientllm.metrics import BY_KEY, METRICS, Ceiling, Metric, Unmeasured, View
 from efficientllm.metrics.energy import MIN_SECONDS
+from efficientllm.metrics.quality import MAX_NATS
 from efficientllm.record import PointResult, Record, Window
 from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
@@ -134,7 +136,7 @@ class Row:
             return Cell(exact, invalid=invalid)
         protocol = Protocol.model_validate(self.record.protocol)
         interval = over_trials(numbers, looked=protocol.trials is None)
-        if interval.low is None:
+        if interval.low is None and len(numbers) < MIN_FOR_INTERVAL:
             interval = self._single(metric, interval)
         return Cell(interval, invalid=invalid)
 
@@ -166,7 +168,7 @@ class Row:
             return interval
         sizes = scores.bytes if key == "bits_per_byte" else scores.tokens
         found = over_documents(scores.nll, sizes)
-        if found is None:
+        if found is None or found[1] > MAX_NATS:
             return interval
         low, high = (
             (x / math.log(2) for x in found)

@@ -10,10 +10,10 @@ import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone, GroupedQuery, MultiHead, MultiQuery
@@ -21,17 +21,22 @@ from efficientllm.spec.problems import nearest
 
 Arch = Literal["dense", "moe", "moe-mla", "gpt-neox", "mamba1", "mamba2"]
 
+Size = Annotated[int, Field(ge=0, lt=1 << 31)]
+Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]
+
 
 class Experts(BaseModel):
     """A mixture of experts in the feed-forward place (sizes per expert)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    count: int
-    per_token: int
-    ffn: int
-    shared: int = 0
-    first_dense_layers: int = 0
+    count: Size
+    per_token: Size
+    ffn: Size
+    shared: Size = 0
+    first_dense_layers: Size = 0
 
 
 class Latent(BaseModel):
@@ -39,11 +44,11 @@ class Latent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    q_rank: int
-    kv_rank: int
-    qk_nope_dim: int
-    qk_rope_dim: int
-    v_dim: int
+    q_rank: Size
+    kv_rank: Size
+    qk_nope_dim: Size
+    qk_rope_dim: Size
+    v_dim: Size
 
 
 class State(BaseModel):
@@ -51,11 +56,11 @@ class State(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inner: int
-    state: int
-    conv: int
-    dt_rank: int = 0
-    groups: int = 1
+    inner: Size
+    state: Size
+    conv: Size
+    dt_rank: Size = 0
+    groups: Size = 1
 
 
 class RopeScaling(BaseModel):
@@ -66,7 +71,7 @@ class RopeScaling(BaseModel):
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+    original_max_positions: Size = 8192
 
 
 class Shape(BaseModel):
@@ -77,27 +82,27 @@ class Shape(BaseModel):
     name: str
     family: str
     arch: Arch
-    hidden: int
-    layers: int
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
-    ffn: int = 0
-    vocab: int
+    hidden: Positive
+    layers: Layers
+    heads: Size = 0
+    kv_heads: Size = 0
+    head_dim: Size = 0
+    ffn: Size = 0
+    vocab: Positive
     tied: bool
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     rotary_share: float = 1.0
-    sliding_window: int | None = None
-    max_positions: int = 4096
+    sliding_window: Size | None = None
+    max_positions: Size = 4096
     norm_eps: float = 1e-6
     experts: Experts | None = None
     latent: Latent | None = None
     state: State | None = None
-    parameters: int | None = None
-    active_parameters: int | None = None
+    parameters: Count | None = None
+    active_parameters: Count | None = None
     note: str = ""
     sources: tuple[str, ...] = ()
 
@@ -125,6 +130,11 @@ def presets() -> dict[str, Shape]:
     """The sizes of the controlled backbone, by preset name."""
     rows = read_catalog("backbones.yaml")["presets"]
     return {name: Shape(name=f"backbone-{name}", **row) for name, row in rows.items()}
+
+
+def model_names() -> list[str]:
+    """Every model that one word names, presets of the backbone first."""
+    return [*(f"backbone-{name}" for name in presets()), *shapes()]
 
 
 def shape_named(name: str) -> Shape:

@@ -20,6 +20,9 @@ Better = Literal["higher", "lower", ""]
 Kind = Literal["time", "energy", "sampled", "fixed", "exact", "quality"]
 """What scatters: times, joules and samples do; `exact` is counted, and one trial knows it."""
 
+LARGEST = 1e60
+"""No quantity here comes near; sums and products of smaller ones stay finite."""
+
 TRAIN = ("pretrain", "finetune")
 GENERATE = ("generate",)
 ALL = (*TRAIN, *GENERATE)
@@ -47,7 +50,10 @@ class Metric:
         """The value at a view; Unmeasured, with the reason, where there is none."""
         if view.stage not in self.stages:
             return Unmeasured(f"not a metric of {view.stage}")
-        return self.formula(view)
+        value = self.formula(view)
+        if not isinstance(value, Unmeasured) and not abs(value) < LARGEST:
+            return Unmeasured(f"{value:.3g} is beyond anything that can be measured")
+        return value
 
 
 def _row(

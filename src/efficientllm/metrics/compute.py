@@ -48,8 +48,11 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
         window = view.window("step")
         if isinstance(window, Unmeasured):
             return window
-        pairs = window.counts["square_pairs" if full_attention else "pairs"]
-        flops = training_flops(shape, view.case.technique, window.counts["tokens"], pairs)
+        pairs = window.counts.get("square_pairs" if full_attention else "pairs")
+        tokens = window.counts.get("tokens")
+        if pairs is None or tokens is None:
+            return Unmeasured("the step window counts no tokens or no pairs")
+        flops = training_flops(shape, view.case.technique, tokens, pairs)
     elif isinstance(workload, Generate):
         window = view.window("prefill")
         if isinstance(window, Unmeasured):
@@ -91,8 +94,15 @@ def _utilization(view: View, *, full_attention: bool) -> Value:
         return counted
     if isinstance(peak, Unmeasured):
         return peak
-    flops, window = counted
-    return flops / window.seconds / peak
+    return _reached(counted, peak)
+
+
+def _reached(counted: tuple[float, Window], limit: float) -> Value:
+    """What was counted, per second of its window, as a share of a limit."""
+    total, window = counted
+    if not window.seconds:
+        return Unmeasured(f"the {window.name} window is too short to be seen")
+    return total / window.seconds / limit
 
 
 def mfu(view: View) -> Value:
@@ -121,8 +131,10 @@ def decode_bytes(view: View) -> tuple[float, Window] | Unmeasured:
     # An untied embedding is a lookup of a few rows; a tied one is read whole as the head.
     weights = sum(v for k, v in held.items() if k != "embedding" or shape.tied)
     element = 4 if view.record.resolved.get("activations") == "float32" else 2
-    cache = kv_bytes_per_token(shape, element) * window.counts["cache_reads"]
-    return weights * window.units + cache, window
+    reads = window.counts.get("cache_reads")
+    if reads is None:
+        return Unmeasured("the decode window counts no reads of the cache")
+    return weights * window.units + kv_bytes_per_token(shape, element) * reads, window
 
 
 def mbu(view: View) -> Value:
@@ -134,8 +146,7 @@ def mbu(view: View) -> Value:
         return Unmeasured("a CPU has no datasheet bandwidth here")
     if view.peak is None:
         return Unmeasured(f"no peak known for {view.record.machine.device}; declare one: --peaks")
-    total, window = counted
-    return total / window.seconds / view.peak.bytes_per_s
+    return _reached(counted, view.peak.bytes_per_s)
 
 
 def roofline_share(view: View) -> Value:
@@ -148,8 +159,7 @@ def roofline_share(view: View) -> Value:
         return counted
     if ceiling is None:
         return Unmeasured("this machine's ceiling is not known: run efficientllm doctor")
-    total, window = counted
-    return total / window.seconds / ceiling
+    return _reached(counted, ceiling)
 
 
 def _activity(view: View, meter: str, column: str) -> Value:

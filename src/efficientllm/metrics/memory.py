@@ -113,4 +113,5 @@ def amu_share(view: View) -> Value:
     mean = amu_gib(view)
     if isinstance(mean, Unmeasured):
         return mean
-    return mean * GIB / view.record.machine.device_memory_bytes
+    size = view.record.machine.device_memory_bytes
+    return mean * GIB / size if size else Unmeasured("the size of the memory is not known")

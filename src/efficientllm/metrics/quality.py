@@ -8,6 +8,9 @@ from efficientllm.metrics.view import Unmeasured, Value, View
 from efficientllm.record import Scores
 from efficientllm.spec.workload import Training
 
+MAX_NATS = 700.0
+"""exp() of more is beyond what a float holds."""
+
 
 def _scores(view: View) -> Scores | Unmeasured:
     if view.record.scores is not None:
@@ -20,7 +23,13 @@ def perplexity(view: View) -> Value:
     scores = _scores(view)
     if isinstance(scores, Unmeasured):
         return scores
-    return math.exp(sum(scores.nll) / sum(scores.tokens))
+    tokens = sum(scores.tokens)
+    if not tokens:
+        return Unmeasured("no held-out token was scored")
+    mean = sum(scores.nll) / tokens
+    if mean > MAX_NATS:
+        return Unmeasured(f"{mean:.3g} nats a token: there is no number for its exponential")
+    return math.exp(mean)
 
 
 def bits_per_byte(view: View) -> Value:
@@ -28,7 +37,10 @@ def bits_per_byte(view: View) -> Value:
     scores = _scores(view)
     if isinstance(scores, Unmeasured):
         return scores
-    return sum(scores.nll) / (math.log(2) * sum(scores.bytes))
+    size = sum(scores.bytes)
+    if not size:
+        return Unmeasured("no held-out byte was scored")
+    return sum(scores.nll) / (math.log(2) * size)
 
 
 NOT_DECLARED = Unmeasured("NOT_TRAINED: the case declares no steps or tokens")
@@ -76,7 +88,9 @@ def quality_retained(view: View) -> Value:
     if view.reference is None:
         return Unmeasured("no uncompressed row of the same model to compare with")
     reference = bits_per_byte(view.reference)
-    return reference if isinstance(reference, Unmeasured) else reference / own
+    if isinstance(reference, Unmeasured):
+        return reference
+    return reference / own if own else Unmeasured("nothing is divided by 0 bits per byte")
 
 
 def mcr(view: View) -> Value:

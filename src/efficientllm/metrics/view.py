@@ -91,7 +91,7 @@ class View:
     def note(self, *keys: str, default: str) -> Unmeasured:
         """Why something is missing: the first note that the trial left under these keys."""
         notes = self.record.notes
-        return Unmeasured(next((notes[key] for key in keys if key in notes), default))
+        return Unmeasured(next((notes[key] for key in keys if notes.get(key)), default))
 
     def blocks(self, count: int) -> list[View]:
         """The same point seen through equal parts of its windows, for within-run intervals."""
@@ -111,8 +111,8 @@ def part(window: Window, index: int, count: int) -> Window:
     units = window.units
     first, last = index * units // count, (index + 1) * units // count
     edges = [0.0, *accumulate(window.unit_s)]
-    stretch = (window.end_ns - window.start_ns) / (edges[-1] * 1e9) if edges[-1] else 1.0
-    start, end = (window.start_ns + round(edges[i] * 1e9 * stretch) for i in (first, last))
+    length, whole = window.end_ns - window.start_ns, edges[-1] or 1.0
+    start, end = (window.start_ns + round(edges[i] / whole * length) for i in (first, last))
     share = (last - first) / units if units else 0.0
     return window.model_copy(
         update={

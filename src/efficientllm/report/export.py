@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from efficientllm.analysis.table import Row
@@ -23,28 +22,10 @@ from efficientllm.report.columns import (
     first_columns,
     label,
 )
+from efficientllm.report.public import public_record as public_record
+from efficientllm.report.public import public_rows
 
 FORMATS = ("jsonl", "csv", "parquet", "md", "latex")
-
-
-def public_record(record: Record) -> Record:
-    """A record without paths: what it names by content stays, where it lay does not."""
-    return record.model_copy(update={"case": _without_paths(record.case), "environment": {}})
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            k: Path(v).name
-            if k in ("path", "tokenizer", "source", "file") and _is_path(v)
-            else _without_paths(v)
-            for k, v in value.items()
-        }
-    return [_without_paths(item) for item in value] if isinstance(value, list) else value
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and (value.startswith(("/", ".", "~")) or value.count("/") > 1)
 
 
 def flat(row: Row) -> dict[str, Any]:
@@ -88,6 +69,7 @@ def export(rows: list[Row], form: str, probes: Iterable[Record] = ()) -> bytes:
     """
     if not rows:
         raise ValueError("there are no records to export")
+    rows = public_rows(rows)
     match form:
         case "jsonl":
             return _jsonl(rows, probes)
@@ -106,11 +88,9 @@ def export(rows: list[Row], form: str, probes: Iterable[Record] = ()) -> bytes:
 def _jsonl(rows: list[Row], probes: Iterable[Record]) -> bytes:
     """Whole public records, one a line: raw samples included, probes of the same machines."""
     machines = {row.record.machine.name for row in rows}
-    records = {id(r): r for r in probes if r.machine.name in machines}
+    records = {id(r): public_record(r) for r in probes if r.machine.name in machines}
     records |= {id(view.record): view.record for row in rows for view in row.views}
-    return b"".join(
-        public_record(record).model_dump_json().encode() + b"\n" for record in records.values()
-    )
+    return b"".join(record.model_dump_json().encode() + b"\n" for record in records.values())
 
 
 def _csv(rows: list[Row]) -> bytes:

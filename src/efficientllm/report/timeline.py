@@ -72,7 +72,7 @@ def _draw(
         for t, v in zip(reading.t_ns, reading.columns[column], strict=True)
         if v is not None
     ]
-    if len(rows) < 2:
+    if len(rows) < 2 or rows[0][0] == rows[-1][0]:
         return Drawing(title, "", "too few samples")
     rows = _thinned(rows)
     start, end = rows[0][0], rows[-1][0]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from efficientllm.spec.document import Document, Path_, SpecError, dotted
 from efficientllm.spec.model import model_from_name
-from efficientllm.spec.overrides import Axis, Setting, split_key
+from efficientllm.spec.overrides import Axis, Setting, repeated, split_key
 
 
 class Draft(NamedTuple):
@@ -35,6 +35,8 @@ def _axis(axis: Any, path: Path_, lines: dict[Path_, int], source: str) -> Axis:
             ((name, values),) = axis.items()
             if isinstance(values, list) and values:
                 key = split_key(name)
+                if twice := repeated(values):
+                    raise SpecError(f"{name}: {twice} stands there twice")
                 where = [lines.get((*path, name, i), line) for i in range(len(values))]
                 return [[Setting(key, v, w)] for v, w in zip(values, where, strict=True)]
         if isinstance(axis, list) and axis and all(isinstance(m, dict) and m for m in axis):

@@ -74,9 +74,17 @@ def read_overrides(overrides: tuple[str, ...]) -> Overrides:
             settings.append(Setting(key, values, None))
         elif len(values) == 1:
             settings.append(Setting(key, values[0], None))
+        elif twice := repeated(values):
+            raise SpecError(f"{item!r}: {twice} stands there twice")
         else:
             axes.append([[Setting(key, value, None)] for value in values])
     return Overrides(tuple(settings), tuple(axes), header)
+
+
+def repeated(values: list[Any]) -> str:
+    """The first value that stands twice in a list, as it reads; empty where none does."""
+    shown = [repr(value) for value in values]
+    return next((text for i, text in enumerate(shown) if text in shown[:i]), "")
 
 
 _CASE_KEYS = frozenset(Case.model_fields)

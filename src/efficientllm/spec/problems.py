@@ -55,6 +55,17 @@ def _sentence(
     key, colon, rest = what.partition(": ")
     if not path and colon and key in root.model_fields:  # a rule of the whole names its part
         path, what = (key,), rest
+    return located(path, what, source, lines, set_lines)
+
+
+def located(
+    path: Path_,
+    what: str,
+    source: str,
+    lines: dict[Path_, int],
+    set_lines: Mapping[Path_, int | None],
+) -> str:
+    """What is wrong with a key, with the file, the line and the key in front."""
     shown = f"{dotted(path)}: " if path else ""
     return f"{_where(path, source, lines, set_lines)}: {shown}{what}"
 

@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from efficientllm.catalog.shape import backbone_shape, model_names, presets, shape_named
 from efficientllm.spec.case import Case
-from efficientllm.spec.document import Document, SpecError, dotted, parse, read
+from efficientllm.spec.document import Document, Path_, SpecError, dotted, parse, read
 from efficientllm.spec.grid import Draft, axes_of, expand
-from efficientllm.spec.model import Product
+from efficientllm.spec.model import Backbone, CatalogShape, Product
 from efficientllm.spec.overrides import (
     HEADER,
     Overrides,
@@ -39,12 +40,14 @@ from efficientllm.spec.overrides import (
     read_overrides,
     split_key,
 )
-from efficientllm.spec.problems import explain, nearest
+from efficientllm.spec.problems import explain, located, nearest
 from efficientllm.spec.protocol import AnyProtocol, Protocol
+from efficientllm.spec.workload import Probe
 
 MAX_CASES = 10_000
 MAX_NAME = 200
 BLOCK = ("base", "grid")
+_MODEL: Path_ = ("model",)
 
 
 class Suite(NamedTuple):
@@ -176,6 +179,7 @@ def _validated(draft: Draft, earlier: dict[str, Case], source: str) -> Case:
         case = Case.model_validate(value)
     except ValidationError as error:
         raise SpecError(explain(error, source, draft.lines, set_lines=draft.set_lines)) from error
+    _check_model(case, draft, source)
     stem = case.name or case.stage
     name = "-".join([stem, *(re.sub(r"[^\w.:+@-]+", "_", text) for text in draft.labels)])
     where = f"{source}:{draft.lines[()]}" if () in draft.lines else source
@@ -185,6 +189,27 @@ def _validated(draft: Draft, earlier: dict[str, Case], source: str) -> Case:
         raise SpecError(f"{where}: two cases are called {name}; give a block's base a `name:`")
     case = case.model_copy(update={"name": name})
     return _with_parent(case, earlier, draft, source)
+
+
+def _check_model(case: Case, draft: Draft, source: str) -> None:
+    """Look the model up in the catalog here, where it is known on which line it was named."""
+    if isinstance(case.workload, Probe):
+        return
+    model, path = case.model, _MODEL
+    try:
+        if isinstance(model, Backbone):
+            path = _MODEL if model.preset in presets() else (*_MODEL, "preset")
+            backbone_shape(model)
+        elif isinstance(model, CatalogShape):
+            path = (*_MODEL, "name")
+            shape_named(model.name)
+    except SpecError as error:
+        what, written = str(error).removeprefix("model: "), draft.value["model"]
+        if isinstance(written, str):
+            path = _MODEL
+            what = f"no model is called {written!r}{nearest(written, model_names())}"
+        text = located(path, what, source, draft.lines, draft.set_lines)
+        raise SpecError(text) from error
 
 
 def _with_parent(case: Case, earlier: dict[str, Case], draft: Draft, source: str) -> Case:
