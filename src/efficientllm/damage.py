@@ -28,6 +28,7 @@ COLUMNS = {
     "power": {"power_w"},
     "device_memory": {"used_bytes"},
     "process_memory": {"resident_bytes"},
+    "host_load": {"others_cpus"},
     "gpm": {"sm_active", "tensor_active", "dram_active"},
     "clocks": {"sm_mhz", "temperature_c", "reasons", "busy_share"},
 }
