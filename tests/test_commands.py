@@ -12,7 +12,7 @@ from rich.console import Console
 from efficientllm import commands
 from efficientllm.machine import Gpu
 from efficientllm.pin import pin_suite
-from efficientllm.spec.suite import one_line_suite
+from efficientllm.spec.suite import load_suite, one_line_suite
 
 CARD = Gpu(0, "GPU-1", "NVIDIA H200", 140 << 30, 139 << 30, 600.0, 0.0, 0, "580", False, (9, 0))
 
@@ -26,7 +26,7 @@ def planned(folder: Path, gpu: Gpu | None, *words: str) -> str:
 
 def test_a_compute_optimal_training_is_priced_before_it_starts(tmp_path: Path) -> None:
     text = planned(tmp_path, CARD, "model=backbone-0.5B", "tokens=20x")
-    row = next(line for line in text.splitlines() if line.startswith("pretrain-backbone-0.5B"))
+    row = next(line for line in text.splitlines() if line.startswith("backbone-0.5B"))
     assert " 20 " in row
     hours = float(re.search(r"about ([0-9.]+) h in all", text)[1])  # type: ignore[index]
     # 6 x 0.49e9 parameters x 9.9e9 tokens, attention beside them, at 0.35 of 989 TFLOP/s
@@ -52,5 +52,15 @@ def test_without_a_card_whose_limit_is_known_no_energy_is_guessed(tmp_path: Path
 
 def test_work_without_a_budget_has_no_tokens_per_parameter(tmp_path: Path) -> None:
     text = planned(tmp_path, CARD, "model=backbone-tiny")
-    row = next(line for line in text.splitlines() if line.startswith("pretrain-backbone-tiny"))
-    assert re.fullmatch(r"\S+\s+b8 c4096\s+[0-9.]+\s+fits\s+\d+ s\s+0 of 1 trials done\s*", row)
+    row = next(line for line in text.splitlines() if line.startswith("backbone-tiny"))
+    assert re.fullmatch(r"\S+\s+b8 c4096\s+[0-9.]+\s+fits\s+\d+ s\s+0 of 1\s*", row)
+
+
+def test_names_lose_the_stage_that_all_share_and_keep_it_where_they_differ(tmp_path: Path) -> None:
+    assert planned(tmp_path, CARD, "model=backbone-tiny").count("pretrain") == 1  # the suite
+    console = Console(width=200, record=True, file=io.StringIO())
+    suite = pin_suite(load_suite("quickstart", ()))
+    commands.plan_command(console, suite, tmp_path / "store", CARD)
+    text = console.export_text()
+    assert "pretrain-mha" in text
+    assert "finetune-lora" in text

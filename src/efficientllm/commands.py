@@ -175,20 +175,24 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
     shelf = Shelf(store, suite.cases, here, software)
     rate = predict.reached_flops(peak_of(gpu.product) if gpu else None)
     table = Table(box=None, pad_edge=False)
-    for name in ("case", "point", "predicted GiB", "fits", "tokens/param", "time", "state"):
+    table.add_column("case", overflow="fold")
+    for name in ("point", "GiB", "fits", "tokens/param", "time", "trials done"):
         table.add_column(name)
     for case in suite.cases:
         shape = predict.shape_of(case, suite)
         done = len(shelf.finished(case, suite.protocol))
         seconds = _seconds(case, suite, shelf, rate, gpu is not None)
-        state = f"{done} of {suite.protocol.looks()[0]} trials done"
+        state = f"{done} of {suite.protocol.looks()[0]}"
         for i, point in enumerate(case.points):
             needed = predict.memory(case, shape, point).total if shape else None
             fits = _fits(case, shape, point, needed, float(here.device_memory_bytes))
             size = "unknown" if needed is None else f"{needed / GIB:.1f}"
             once = (_per_parameter(case, shape), _minutes(seconds), state) if i == 0 else ()
-            table.add_row(escape(case.name), str(point), size, fits, *once)
-    console.print(f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}")
+            table.add_row(_short(case, suite), str(point), size, fits, *once)
+    console.print(
+        f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}; GiB is"
+        " the predicted peak"
+    )
     console.print(table)
     due = next_round(suite, shelf, store, precise)
     for item in due.blocked:
@@ -201,6 +205,12 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
             f"at most {watts * total / 3.6e6:.3g} kWh in that time: an upper bound, the card alone"
             f" at its limit of {watts:.0f} W throughout"
         )
+
+
+def _short(case: Case, suite: Suite) -> str:
+    """A case's name, without a stage that all cases of the suite share."""
+    shared = len({other.stage for other in suite.cases}) == 1
+    return escape(case.name.removeprefix(f"{case.stage}-") if shared else case.name) or case.stage
 
 
 def _per_parameter(case: Case, shape: Shape | None) -> str:
@@ -216,10 +226,11 @@ def plan_on_command(console: Console, suite: Suite, names: list[str]) -> None:
     """Predicted memory on machines that are not here."""
     peaks = [machine_named(name.strip()) for name in names]
     table = Table(box=None, pad_edge=False)
-    table.add_column("predicted peak, GiB")
+    table.add_column("predicted peak, GiB", overflow="fold")
+    table.add_column("")
     for peak in peaks:
         nominal = " nominal" if peak.nominal else ""
-        table.add_column(f"{peak.id} {peak.memory_gib:.1f}{nominal}", justify="left")
+        table.add_column(f"{peak.id} {peak.memory_gib:.1f}{nominal}", overflow="fold")
     for case in suite.cases:
         shape = predict.shape_of(case, suite)
         for point in case.points:
@@ -229,7 +240,7 @@ def plan_on_command(console: Console, suite: Suite, names: list[str]) -> None:
                 needed = predict.memory(case, shape, point).total if shape else None
                 size = "" if needed is None else f"{needed / GIB:6.1f} "
                 cells.append(size + _fits(case, shape, point, needed, available))
-            table.add_row(f"{escape(case.name)}  {point}", *cells)
+            table.add_row(_short(case, suite), str(point), *cells)
     console.print(table)
     console.print("Time and kWh: run plan on the machine itself.")
 
@@ -244,7 +255,7 @@ def _fits(case: Case, shape: Any, point: Point, needed: float | None, available:
     if batch is not None:
         what = "micro_batch" if isinstance(case.workload, Training) else "batch"
         return f"no; {what} {batch} does"
-    return "no; 2 or more of them" if needed < 8 * available else "no"
+    return "no; two or more do" if needed < 8 * available else "no"
 
 
 def _seconds(case: Case, suite: Suite, shelf: Shelf, rate: float, gpu: bool) -> float:
@@ -271,4 +282,6 @@ def _total_seconds(suite: Suite, store: Store, gpu: machine.Gpu | None) -> float
 def _minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -10,6 +10,7 @@ same case on this machine, else a guess from FLOPs at a stated efficiency.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -272,6 +273,12 @@ def reached_flops(peak: Peak | None) -> float:
     """FLOP/s to count on: a share of a known peak, else what a small product reaches here."""
     if peak is not None:
         return ASSUMED_EFFICIENCY * (peak.flops("bf16") or peak.flops("fp16") or 1e12)
+    return _processor_flops()
+
+
+@cache
+def _processor_flops() -> float:
+    """Half of what a small float32 product reaches; one answer for one command."""
     import numpy as np
 
     from efficientllm.clock import now_ns, seconds_since
