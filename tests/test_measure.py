@@ -18,7 +18,7 @@ from efficientllm.measure import Loop, PointTimeout, Progress
 from efficientllm.metrics import View
 from efficientllm.record import Window
 from efficientllm.spec.protocol import PROFILES, Limits
-from efficientllm.steady import SETTLE_UNITS
+from efficientllm.steady import BRIEF_UNITS, SETTLE_UNITS
 from tests import samples
 
 QUICK = PROFILES["quick"]
@@ -260,7 +260,7 @@ def test_the_windows_of_a_point_come_in_order_and_the_check_is_brief(world: Worl
     assert [w.name for w in windows] == ["prefill", "decode", "request"]
     assert windows[0].units >= 25
     assert windows[1].units >= 500
-    assert windows[2].units == measure.BRIEF_UNITS
+    assert windows[2].units == BRIEF_UNITS
     for a, b in itertools.pairwise(windows):
         assert a.end_ns <= b.start_ns
 
@@ -294,7 +294,7 @@ def test_a_slow_window_leaves_the_next_at_least_half_its_due(world: World) -> No
     assert (prefill.units, prefill.warmup_units) == (3, 3)
     assert decode.units >= QUICK.min_units
     assert decode.seconds >= QUICK.min_seconds
-    assert 1 <= request.units < measure.BRIEF_UNITS
+    assert 1 <= request.units < BRIEF_UNITS
 
 
 def test_a_unit_that_went_wrong_ends_the_window_at_once(world: World) -> None:

@@ -8,8 +8,11 @@ any id is taken, so `20x` and the number that it means are one case.
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from efficientllm.cost import parameters
 from efficientllm.predict import shape_of
+from efficientllm.seal import first_problem
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.suite import Suite
@@ -31,4 +34,7 @@ def with_tokens(case: Case, suite: Suite) -> Case:
     if not 1 <= tokens <= MAX_TOKENS:
         raise SpecError(f"{case.name}: workload.tokens: {spec.tokens} of this model are {tokens}")
     workload = spec.model_dump() | {"tokens": tokens}
-    return Case.model_validate(case.model_dump() | {"workload": workload})
+    try:
+        return Case.model_validate(case.model_dump() | {"workload": workload})
+    except ValidationError as error:
+        raise SpecError(f"{case.name}: {first_problem(error)}") from error

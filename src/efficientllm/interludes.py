@@ -15,13 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from efficientllm.device import free_cached
+from efficientllm.device import free_cached, is_lost
 from efficientllm.journal import Journal, Task
 from efficientllm.prepare import Assembly, evaluate
-from efficientllm.record import CurvePoint, Unsupported
+from efficientllm.record import CurvePoint
 from efficientllm.spec.workload import Training
 from efficientllm.workloads.snapshot import Unreadable, load, save
 from efficientllm.workloads.train import Train
+
+LEAST_LEFT = 24
+"""Steps that must be left after a checkpoint: what goes on from there is to be measured too."""
 
 
 class Interludes:
@@ -43,8 +46,8 @@ class Interludes:
         count = 0 if case.quality is None else case.quality.curve
         self._scored = frozenset(curve_steps(count, steps))
         every = case.workload.checkpoint_every if isinstance(case.workload, Training) else None
-        # Not after the last step: what would go on from there has nothing left to measure.
-        self._saved = frozenset(range(every, steps, every) if every and task.checkpoint else ())
+        saved = range(every, steps - LEAST_LEFT, every) if every and task.checkpoint else ()
+        self._saved = frozenset(saved)
 
     def due(self) -> dict[int, Callable[[], None]]:
         """What is due after how many of the steps that this process takes."""
@@ -59,16 +62,19 @@ class Interludes:
         """Go on from where an earlier process was saved, if one was in these conditions."""
         if not self._saved:
             return
+        with self._unseen(), _cached_blocks_freed():
+            self._resume()
+
+    def _resume(self) -> None:
         try:
             snapshot = load(Path(self._task.checkpoint))
         except Unreadable as error:
-            self._log.write("note", key="checkpoint", reason=f"{error}; trained from the start")
+            self._note("checkpoint", f"{error}; trained from the start")
             return
         if snapshot is None:
             return
         if snapshot.facts["resolved"] != self._conditions():
-            reason = "it was saved in other conditions; trained from the start"
-            self._log.write("note", key="checkpoint", reason=reason)
+            self._note("checkpoint", "it was saved in other conditions; trained from the start")
             return
         self._work.restore(snapshot)
         for point in snapshot.facts["curve"]:
@@ -86,10 +92,12 @@ class Interludes:
     def _score(self) -> None:
         try:
             scores, reason = evaluate(self._assembly, self._task)
-        except Unsupported as error:  # the training goes on, with a point less
-            scores, reason = None, str(error)
+        except Exception as error:  # the training goes on, with a point less
+            if is_lost(error):
+                raise
+            scores, reason = None, " ".join(str(error).split())[:300] or type(error).__name__
         if scores is None:
-            self._log.write("note", key="curve", reason=reason)
+            self._note("curve", reason)
             return
         step, tokens = self._work.trained
         nll, size = sum(scores.nll), sum(scores.bytes)
@@ -103,7 +111,13 @@ class Interludes:
         state = self._work.state()
         curve = [point.model_dump() for point in self._curve]
         facts = state.facts | {"curve": curve, "resolved": self._conditions()}
-        save(state._replace(facts=facts), Path(self._task.checkpoint))
+        try:
+            save(state._replace(facts=facts), Path(self._task.checkpoint))
+        except OSError as error:  # a full disk ends no training; an earlier checkpoint stays
+            self._note("checkpoint", f"not saved after step {state.facts['step']}: {error}")
+
+    def _note(self, key: str, reason: str) -> None:
+        self._log.write("note", key=key, reason=reason)
 
     def _conditions(self) -> Any:
         """What `auto` has come to mean, as JSON gives it back."""

@@ -38,13 +38,12 @@ from efficientllm import clock
 from efficientllm.clock import Timeline
 from efficientllm.record import Window
 from efficientllm.spec.protocol import Limits
-from efficientllm.steady import MIN_UNITS, agree, longest_stretch
+from efficientllm.steady import MIN_UNITS, agree, brief, longest_stretch
 
 AHEAD = 2
 """Units that Python may be ahead of the device."""
 
 LONGEST_BLOCK = 20
-BRIEF_UNITS = 5
 BLOCK_SECONDS = 0.5
 WARMUP_SHARE = 0.25
 """At most this part of a window's time, or of a declared number of units, is warm-up."""
@@ -141,7 +140,7 @@ class Loop:
         first = self._timed_block(name, 1)
         self._cold_s += first.seconds[0]  # compilation is paid once and is not the cap's business
         if name in self.work.brief:  # the windows before have warmed everything
-            stop = self._brief_rule(share)
+            stop = brief(share)
             return self._steady(name, stop, first.seconds[0], [], True)
         budget = self.work.budget
         blocks, converged = self._warm_up(name, share, budget)
@@ -160,9 +159,15 @@ class Loop:
 
     def _untimed(self, name: str, until: int) -> None:
         """Units of declared work that are in no window, with the interludes among them."""
+        size = 1
         while self._done < until:
-            self._timed_block(name, min(until - self._done, LONGEST_BLOCK))
+            seconds = self._timed_block(name, min(until - self._done, size)).seconds
+            size = self._block_size(seconds[-1])
             self.progress(Progress(name, self._done, self.work.budget or 0))
+
+    def _block_size(self, unit_s: float) -> int:
+        """Units of about BLOCK_SECONDS, so that a sign of life is never far."""
+        return max(1, min(LONGEST_BLOCK, round(BLOCK_SECONDS / max(unit_s, 1e-6))))
 
     def _before_interlude(self) -> int | None:
         """Units until the next interlude; None when there is none to come."""
@@ -189,9 +194,6 @@ class Loop:
                 f" {self.limits.cap_seconds:.0f} s a point"
             )
 
-    def _brief_rule(self, seconds_left: float) -> Callable[[int, float], bool]:
-        return lambda units, seconds: units >= BRIEF_UNITS or (units > 0 and seconds > seconds_left)
-
     def _stop_rule(self, typical: float, seconds_left: float) -> Callable[[int, float], bool]:
         """When a steady window has enough, as a function of units and seconds so far."""
         wanted = max(self.limits.min_seconds, self.limits.energy_seconds)
@@ -214,9 +216,7 @@ class Loop:
         blocks.append(probe)
         if budget is None:
             self._must_fit(probe.seconds[0], share)
-        size = min(
-            LONGEST_BLOCK, max(MIN_UNITS, round(BLOCK_SECONDS / max(probe.seconds[0], 1e-6)))
-        )
+        size = max(MIN_UNITS, self._block_size(probe.seconds[0]))
         while True:
             done = sum(len(block.seconds) for block in blocks)
             if most is not None and done + size > most:

@@ -22,7 +22,7 @@ from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
 from efficientllm.record import Scores, Unsupported
-from efficientllm.spec.case import Case, Point
+from efficientllm.spec.case import Case, Point, Quality
 from efficientllm.spec.model import Checkpoint, Product
 from efficientllm.spec.technique import Cast, Lora, Techniques
 from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training
@@ -263,8 +263,17 @@ def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
         length = quality.sequence_length or min(2048, build.shape.max_positions)
     training = build.model.training
     build.model.eval()
+    try:
+        return _score(assembly, spec, quality, length), ""
+    finally:
+        build.model.train(training)
+
+
+def _score(assembly: Assembly, spec: Training | Generate, quality: Quality, length: int) -> Scores:
+    assert assembly.heldout is not None
+    assert assembly.vocabulary is not None
     with compiling.eagerly(), every_attention(), _compute(spec, assembly.device):
-        scores = score(
+        return score(
             assembly.face,
             assembly.heldout,
             assembly.vocabulary,
@@ -272,8 +281,6 @@ def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
             length=length,
             device=assembly.device,
         )
-    build.model.train(training)
-    return scores, ""
 
 
 def _compute(spec: Training | Generate, device: Device) -> AbstractContextManager[object]:

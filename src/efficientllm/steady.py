@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 MIN_UNITS = 3
 """Fewer are neither a block nor a window."""
+
+BRIEF_UNITS = 5
+"""Units that are enough for a window which only checks others."""
 
 SETTLE_UNITS = 3
 """Units after an interlude that are in no window: it has changed caches and clocks."""
@@ -26,6 +29,11 @@ def longest_stretch(done: int, interludes: Iterable[int], total: int) -> tuple[i
         settling = min(SETTLE_UNITS, max(0, end - start - MIN_UNITS)) if start in after else 0
         found.append((start + settling, end))
     return max(found, key=lambda stretch: stretch[1] - stretch[0])
+
+
+def brief(seconds_left: float) -> Callable[[int, float], bool]:
+    """When a window that only checks others has enough: few units, or one where time is up."""
+    return lambda units, seconds: units >= BRIEF_UNITS or (units > 0 and seconds > seconds_left)
 
 
 def agree(before: list[float], after: list[float]) -> bool:

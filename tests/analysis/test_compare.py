@@ -262,6 +262,9 @@ def test_quality_of_the_same_weights_is_paired_over_documents() -> None:
 def test_quality_on_other_text_or_on_few_documents_decides_nothing() -> None:
     other = quality(scores(*[1.0] * 10), scores(*[2.0] * 10, text="b" * 64))
     assert (other.verdict, other.why) == ("ambiguous", "scored on different text")
+    shorter = scores(*[1.0] * 10).model_copy(update={"bytes": (7,) * 10})
+    cut = quality(scores(*[1.0] * 10), shorter)
+    assert (cut.verdict, cut.why) == ("ambiguous", "scored on different text")
     few = quality(scores(*[1.0] * 7), scores(*[2.0] * 7))
     assert (few.verdict, few.why) == ("ambiguous", "7 documents; 8 are needed")
 

@@ -24,6 +24,7 @@ def decoding(a: float, b: float, trials: int = 3) -> Comparison:
         (decoding(0.01, 0.02, trials=1), "slower>5%", "undecided"),
         (decoding(0.01, 0.0101, trials=1), "slower>5%", "held"),
         (decoding(0.01, 0.01), "larger>0%", "held"),
+        (decoding(0.01, 0.01015), "slower>1%", "broken"),  # within the band of 2 %, and certain
     ],
 )
 def test_a_condition_is_judged(found: Comparison, condition: str, status: str) -> None:
@@ -50,3 +51,14 @@ def test_a_condition_about_what_nobody_measured_is_refused() -> None:
     bare = found._replace(lines=tuple(x for x in found.lines if x.metric.key != "bits_per_byte"))
     with pytest.raises(SpecError, match="neither row has bits_per_byte"):
         check_condition(bare, "worse>1%")
+
+
+def test_an_interval_that_straddles_the_limit_decides_nothing() -> None:
+    found = compare(row(BF16, (0.01, 0.01, 0.01)), row(INT8, (0.0101, 0.0106, 0.0112)))
+    assert check_condition(found, "slower>5%").status == "undecided"
+
+
+def test_an_invalid_side_decides_nothing() -> None:
+    found = decoding(0.01, 0.02)
+    invalid = tuple(x._replace(verdict="ambiguous", why="one side is invalid") for x in found.lines)
+    assert check_condition(found._replace(lines=invalid), "slower>5%").status == "undecided"

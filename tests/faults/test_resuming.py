@@ -129,14 +129,14 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     assert "RESUMED" in codes(record)
     assert "RESUMED" not in codes(undisturbed)
     (window,) = record.points[0].windows
-    assert window.units <= 20
+    assert 10 <= window.units <= 40, "what is left after the last checkpoint is measured"
     assert not list(launcher.store.work.glob("checkpoints/*"))
 
 
 def test_a_training_that_is_not_disturbed_is_the_same_with_checkpoints(
     launcher: Launcher, undisturbed: Record
 ) -> None:
-    record = run(launcher, training(checkpoint_every=1))
+    record = run(launcher, training(checkpoint_every=23))
     assert record.outcome.status == "ok"
     assert record.losses == undisturbed.losses
     assert record.scores == undisturbed.scores

@@ -36,7 +36,7 @@ class Proc:
             folder = self.root / str(pid)
             folder.mkdir(exist_ok=True)
             half = round(seconds * TICKS / 2)
-            fields = ["S", "1", "2", str(session), *["0"] * 7, str(half), str(half), "0"]
+            fields = ["S", "1", "2", str(session), *["0"] * 7, str(half), str(half), "0", "0"]
             (folder / "stat").write_text(f"{pid} (a (strange) name) {' '.join(fields)}")
 
 

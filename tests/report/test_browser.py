@@ -145,6 +145,7 @@ def test_a_number_opens_its_record_with_power_and_memory_over_time(opened: Opene
     row = opened.page.locator("#generate tbody tr", has_text="bf16").first
     row.locator("td.number a").first.click()
     details = opened.page.locator("details[open]")
+    details.first.wait_for()
     assert details.count() == 1
     assert "power, W" in details.inner_text()
     assert details.locator("svg polyline").count() >= 1

@@ -73,9 +73,9 @@ def test_a_decay_is_of_wsd_and_leaves_room_for_the_warm_up() -> None:
 
 
 def test_only_a_training_that_ends_is_saved_on_the_way() -> None:
-    assert Pretrain(steps=10, checkpoint_every=3).checkpoint_every == 3
+    assert Pretrain(steps=100, checkpoint_every=20).checkpoint_every == 20
     with pytest.raises(ValidationError, match="checkpoint_every needs steps or tokens"):
-        Pretrain(checkpoint_every=3)
+        Pretrain(checkpoint_every=20)
 
 
 def test_a_curve_is_of_declared_steps() -> None:

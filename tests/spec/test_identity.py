@@ -198,8 +198,8 @@ LOCAL: list[tuple[dict[str, Any], str, Any]] = [
     (CHECKPOINT, "model.source", "mirror/b"),
     (CUSTOM, "technique.0.file", "b.py"),
     (PRODUCT, "model.of", "y"),
-    (STEPS, "workload.checkpoint_every", 5),
-    (FINETUNE_STEPS, "workload.checkpoint_every", 5),
+    (STEPS, "workload.checkpoint_every", 50),
+    (FINETUNE_STEPS, "workload.checkpoint_every", 50),
 ]
 TOGETHER = {("Precision", "params"), ("Precision", "optimizer_state")}
 """Changed only together, which the whole `precision` above does."""

@@ -22,12 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from efficientllm.analysis.held_out import (
-    MIN_DOCUMENTS,
-    QUALITY_BAND,
-    ratio_over_documents,
-    same_weights,
-)
+from efficientllm.analysis.held_out import QUALITY_BAND, evidence
 from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTERVAL, t_half_width
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import BY_KEY, Metric, Unmeasured, View
@@ -36,6 +31,7 @@ from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.workload import Generate, Training
 
 BAND = 0.02
+_INVALID = "one side is invalid"
 
 Verdict = Literal["better", "worse", "no difference", "ambiguous"]
 
@@ -88,9 +84,18 @@ class Line(NamedTuple):
     @property
     def change(self) -> float:
         """How much worse B is, as a share: 0.05 is 5 % worse, -0.05 5 % better."""
+        return self._worse(self.ratio)
+
+    @property
+    def least_change(self) -> float | None:
+        """The end of the interval at which B is least worse; None where nothing is decided."""
+        end = self.high if self.metric.better == "higher" else self.low
+        return None if end is None or self.why == _INVALID else self._worse(end)
+
+    def _worse(self, ratio: float) -> float:
         if self.metric.better == "higher":
-            return 1 / self.ratio - 1 if self.ratio else math.inf
-        return self.ratio - 1
+            return 1 / ratio - 1 if ratio else math.inf
+        return ratio - 1
 
 
 class Comparison(NamedTuple):
@@ -187,14 +192,15 @@ def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Lin
     ratio = math.exp(float(np.log(ratios).mean()))
     band, basis = BAND, ""
     if metric.kind == "quality":
-        reason, basis, documents = _quality_evidence(a, b)
-        if reason:
-            return Line(metric, first.value, second.value, ratio, None, None, len(ratios), *reason)
+        against, basis, documents = evidence(a, b)
+        if against:
+            values = first.value, second.value, ratio
+            return Line(metric, *values, None, None, len(ratios), "ambiguous", against)
         if documents is not None:
             (low, high), band = documents, QUALITY_BAND
     verdict, why = _verdict(metric, low, high, len(ratios), band)
     if invalid:
-        verdict, why = "ambiguous", "one side is invalid"
+        verdict, why = "ambiguous", _INVALID
     why = why or basis
     return Line(metric, first.value, second.value, ratio, low, high, len(ratios), verdict, why)
 
@@ -205,7 +211,7 @@ def _exact(metric: Metric, a: float, b: float, pairs: int, *, invalid: bool) -> 
         return None
     ratio, verdict = b / a, _direction(metric, up=b > a) if a != b else "no difference"
     if invalid:
-        return Line(metric, a, b, ratio, ratio, ratio, pairs, "ambiguous", "one side is invalid")
+        return Line(metric, a, b, ratio, ratio, ratio, pairs, "ambiguous", _INVALID)
     return Line(metric, a, b, ratio, ratio, ratio, pairs, verdict, "counted")
 
 
@@ -237,33 +243,6 @@ def _verdict(
     if low > 1 - band and high < 1 + band:
         return "no difference", ""
     return "ambiguous", f"the interval touches the band of {band * 100:g} %"
-
-
-class _Evidence(NamedTuple):
-    """What a quality verdict may rest on: a reason against any, or an interval of its own."""
-
-    against: tuple[Verdict, str] | None
-    basis: str = ""
-    documents: tuple[float, float] | None = None
-
-
-def _quality_evidence(a: Row, b: Row) -> _Evidence:
-    """Same trained weights: paired over documents. Separately trained: trials are seeds."""
-    one, two = a.record.scores, b.record.scores
-    if one is None or two is None:
-        return _Evidence(None)
-    if one.text_sha256 != two.text_sha256 or len(one.nll) != len(two.nll):
-        return _Evidence(("ambiguous", "scored on different text"))
-    if same_weights(a.case, b.case):
-        found = ratio_over_documents(one, two)
-        if found is None:
-            few = f"{len(one.nll)} documents; {MIN_DOCUMENTS} are needed"
-            return _Evidence(("ambiguous", few))
-        return _Evidence(None, "paired over documents", found)
-    if a.case.stage == "generate":
-        why = "separately trained: compare the trainings, over three seeds"
-        return _Evidence(("ambiguous", why))
-    return _Evidence(None)
 
 
 def _conditions(a: Row, b: Row) -> list[str]:

@@ -26,8 +26,8 @@ class Condition(NamedTuple):
 def check_condition(found: Comparison, condition: str) -> Condition:
     """Judge a comparison; raises SpecError for a condition that nothing here can answer.
 
-    It is broken when the estimate is beyond the limit and the comparison is decided. Beyond
-    the limit without a decision is neither, and must not pass for either.
+    It is broken when the whole interval is beyond the limit. Where the estimate is beyond and
+    the interval is not, or there is none, it is undecided, which must not pass for held.
     """
     match = _CONDITION.match(condition)
     if not match:
@@ -39,10 +39,12 @@ def check_condition(found: Comparison, condition: str) -> Condition:
     if not concerned:
         raise SpecError(f"--fail-if {condition!r}: neither row has {' or '.join(_CONCERNS[word])}")
     beyond = [line for line in concerned if line.change > limit]
-    for line in beyond:
-        text = f"{line.metric.label}: {line.change:.1%} {word}, the limit is {limit:.1%}"
-        if line.verdict == "worse":
+    told = [f"{x.metric.label}: {x.change:.1%} {word}, the limit is {limit:.1%}" for x in beyond]
+    for line, text in zip(beyond, told, strict=True):
+        least = line.least_change
+        if least is not None and least > limit:
             return Condition("broken", text)
     if beyond:
-        return Condition("undecided", f"{text}, but undecided: {beyond[-1].why}")
+        why = beyond[0].why or "its interval reaches below the limit"
+        return Condition("undecided", f"{told[0]}, but undecided: {why}")
     return Condition("held", "")

@@ -8,8 +8,11 @@ three trainings a side decide there.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from efficientllm.analysis.table import Row
 from efficientllm.record import Scores
 from efficientllm.spec.canonical import digest
 from efficientllm.spec.case import Case
@@ -37,3 +40,34 @@ def ratio_over_documents(a: Scores, b: Scores) -> tuple[float, float] | None:
     ratios = two[chosen].sum(axis=1) / one[chosen].sum(axis=1)
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)
+
+
+class Evidence(NamedTuple):
+    """What a quality verdict may rest on: a reason against any, or an interval of its own."""
+
+    against: str = ""
+    basis: str = ""
+    documents: tuple[float, float] | None = None
+
+
+def evidence(a: Row, b: Row) -> Evidence:
+    """Same trained weights: paired over documents. Separately trained: trials are seeds."""
+    one, two = a.record.scores, b.record.scores
+    if one is None or two is None:
+        return Evidence()
+    if one.text_sha256 != two.text_sha256 or one.bytes != two.bytes:
+        return Evidence("scored on different text")
+    if _context(a) != _context(b):
+        return Evidence("scored with different context")
+    if same_weights(a.case, b.case):
+        found = ratio_over_documents(one, two)
+        if found is None:
+            return Evidence(f"{len(one.nll)} documents; {MIN_DOCUMENTS} are needed")
+        return Evidence("", "paired over documents", found)
+    if a.case.stage == "generate":
+        return Evidence("separately trained: compare the trainings, over three seeds")
+    return Evidence()
+
+
+def _context(row: Row) -> int | None:
+    return row.case.quality.sequence_length if row.case.quality is not None else None

@@ -44,7 +44,7 @@ class HostLoad:
         seconds = (now.t_ns - last.t_ns) / 1e9
         if seconds <= 0:
             return None
-        # A process that ends takes its time out of `own_s`: what others did is then not known.
+        # An orphan that ends takes its time out of `own_s`: what others did is then not known.
         own = now.own_s - last.own_s
         return (max(0.0, now.all_s - last.all_s - own) / seconds if own >= 0 else None,)
 
@@ -64,7 +64,7 @@ def _processors(cpus: set[int]) -> float:
 
 
 def _sessions(leaders: set[int]) -> float:
-    """Seconds that the live processes of these sessions have computed."""
+    """Seconds that these sessions have computed: the live processes, and children they reaped."""
     total = 0
     for folder in PROC.glob("[0-9]*"):
         try:
@@ -72,5 +72,5 @@ def _sessions(leaders: set[int]) -> float:
         except OSError:
             continue  # it has ended between the listing and the look
         if int(fields[3]) in leaders:
-            total += int(fields[11]) + int(fields[12])
+            total += sum(map(int, fields[11:15]))  # its own time, and that of children who ended
     return total / TICKS_PER_S

@@ -77,7 +77,10 @@ def tokens_per_param(view: View) -> Value:
         return window
     if isinstance(total, Unmeasured):
         return total
-    return steps * window.counts["tokens"] / window.units / total
+    tokens = window.counts.get("tokens")
+    if tokens is None:
+        return Unmeasured("the step window counts no tokens")
+    return steps * tokens / window.units / total
 
 
 def quality_retained(view: View) -> Value:

@@ -106,7 +106,7 @@ class Training(Spec):
     tokens: Tokens | None = Field(
         None, description="a number, or 20x for 20 tokens for each parameter of the model"
     )
-    checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = local(
+    checkpoint_every: Annotated[int, Field(ge=20, le=10_000_000)] | None = local(
         None, description="steps after which a killed training can go on; null: from the start"
     )
     optimizer: AdamW = AdamW()

@@ -169,7 +169,7 @@ class Train:
             if kind.startswith("optimizer."):
                 parameter, moment = parameters[name], tensors[f"{kind}/{name}"]
                 state = self._optimizer.state[parameter]
-                state[kind.removeprefix("optimizer.")] = moment.to(parameter.device)
+                state[kind.removeprefix("optimizer.")] = moment.to(parameter.device, copy=True)
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(facts["scaler"])
         self._step = self.first = facts["step"]
