@@ -121,7 +121,7 @@ def test_a_request_that_is_not_the_sum_of_its_parts_is_flagged() -> None:
     slow = windows[2].model_copy(update={"unit_s": (1.55,) * 5})
     record = samples.record(windows=[*windows[:2], slow])
     assert level(record, "REQUEST_MISMATCH") == "warn"
-    # every tenth step is twice as slow: a request of many steps takes their mean
+    # every tenth step is twice as slow: a request has its share of those, or is spared them
     units = (0.009,) * 9 + (0.019,)
     skewed = windows[1].model_copy(update={"unit_s": units * (windows[1].units // 10)})
     record = samples.record(windows=[windows[0], skewed, windows[2]])
