@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -34,18 +34,18 @@ def run_command(
     console: Console, suite: Suite, store_path: Path, options: Options, *, write_page: bool
 ) -> int:
     """Run a suite with progress, print its rows, write the page, name what to do next."""
-    store = Store(store_path)
-    _announce(console, suite, store, options.gpu)
-    total = _missing(suite, store, options)
-    with _Bar(console, total, _total_seconds(suite, store, options.gpu)) as bar:
+    store, here = Store(store_path), machine.describe(options.gpu)
+    shelf = Shelf(store, suite.cases, here, machine.software(options.gpu))
+    guess = _total_seconds(suite, shelf, options.gpu)
+    _announce(console, suite, guess, options.gpu)
+    with _Bar(console, _missing(suite, shelf), guess) as bar:
         summary = run_suite(suite, store, options, bar.events())
     results = load(store_path)
     ids = {case.case_id for case in suite.cases}
-    here = machine.describe(options.gpu).name
     rows = [
         row
         for row in results.rows()
-        if row.record.trial.case_id in ids and row.record.machine.name == here
+        if row.record.trial.case_id in ids and row.record.machine.name == here.name
     ]
     print_rows(console, rows)
     print_doubts(console, rows)
@@ -62,29 +62,34 @@ def run_command(
     return 1 if failed else 0
 
 
-def _announce(console: Console, suite: Suite, store: Store, gpu: machine.Gpu | None) -> None:
+def _announce(console: Console, suite: Suite, guess_s: float, gpu: machine.Gpu | None) -> None:
     device = f"GPU {gpu.number} {gpu.product}" if gpu else f"CPU {machine.describe(None).cpu}"
     models = [case.model for case in suite.cases if isinstance(case.model, Checkpoint)]
     for source, commit in dict.fromkeys((m.source, m.commit) for m in models if m.commit):
         console.print(f"revision {commit[:7]}  {escape(source)}")
-    guess = _total_seconds(suite, store, gpu)
+    bound = _most_energy(guess_s, gpu)
+    energy = "" if bound is None else f", at most {bound.kwh:.2g} kWh"
     console.print(
         f"suite {escape(suite.name)}  {device}  protocol {suite.protocol.profile}"
-        f"  {len(suite.cases)} cases  about {_minutes(guess)}{_energy_guess(guess, gpu)}"
+        f"  {len(suite.cases)} cases  about {_minutes(guess_s)}{energy}"
     )
 
 
-def _energy_guess(seconds: float, gpu: machine.Gpu | None) -> str:
-    """At most so much, were the card at its limit all the time."""
-    if gpu is None or not gpu.power_limit_w:
-        return ""
-    return f", at most {seconds * gpu.power_limit_w / 3.6e6:.2g} kWh"
+class _Bound(NamedTuple):
+    """Energy that a card cannot exceed in a time, at its limit throughout."""
+
+    kwh: float
+    watts: float
 
 
-def _missing(suite: Suite, store: Store, options: Options) -> int:
+def _most_energy(seconds: float, gpu: machine.Gpu | None) -> _Bound | None:
+    """An upper bound for the card alone; None where nobody knows its limit."""
+    watts = predict.most_watts(gpu.power_limit_w, peak_of(gpu.product)) if gpu else None
+    return None if watts is None else _Bound(watts * seconds / 3.6e6, watts)
+
+
+def _missing(suite: Suite, shelf: Shelf) -> int:
     """Cases that still need a trial, for the progress bar."""
-    here, software = machine.describe(options.gpu), machine.software(options.gpu)
-    shelf = Shelf(store, suite.cases, here, software)
     return sum(not shelf.finished(case, suite.protocol) for case in suite.cases)
 
 
@@ -197,13 +202,13 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
     due = next_round(suite, shelf, store, precise)
     for item in due.blocked:
         console.print(f"[yellow]blocked[/yellow] {escape(item.case.name)}: {escape(item.reason)}")
-    total = _total_seconds(suite, store, gpu)
+    total = _total_seconds(suite, shelf, gpu)
     console.print(f"about {_minutes(total)} in all (predicted; measured where it ran before)")
-    watts = predict.most_watts(gpu.power_limit_w, peak_of(gpu.product)) if gpu else None
-    if watts is not None:
+    bound = _most_energy(total, gpu)
+    if bound is not None:
         console.print(
-            f"at most {watts * total / 3.6e6:.3g} kWh in that time: an upper bound, the card alone"
-            f" at its limit of {watts:.0f} W throughout"
+            f"at most {bound.kwh:.3g} kWh in that time: an upper bound, the card alone at its limit"
+            f" of {bound.watts:.0f} W throughout"
         )
 
 
@@ -267,9 +272,8 @@ def _seconds(case: Case, suite: Suite, shelf: Shelf, rate: float, gpu: bool) -> 
     return predict.seconds(case, shape, suite.protocol, rate, gpu=gpu)
 
 
-def _total_seconds(suite: Suite, store: Store, gpu: machine.Gpu | None) -> float:
-    here, software = machine.describe(gpu), machine.software(gpu)
-    shelf = Shelf(store, suite.cases, here, software)
+def _total_seconds(suite: Suite, shelf: Shelf, gpu: machine.Gpu | None) -> float:
+    """Seconds of the trials that are missing, measured earlier or guessed."""
     rate = predict.reached_flops(peak_of(gpu.product) if gpu else None)
     trials = suite.protocol.looks()[0]
     return sum(

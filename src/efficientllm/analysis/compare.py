@@ -115,10 +115,11 @@ def compare(a: Row, b: Row) -> Comparison:
         raise Unequal("unequal work: " + "; ".join(differences))
     pairs, same_card = paired(a, b)
     keys = [*SHOWN.get(a.case.stage, ()), *COMMON]
-    if len(_scopes(a, b)) > 1:
+    scopes = _scopes(a, b)
+    if len(scopes) > 1:
         keys.remove("j_per_token")
     lines = [line for key in keys if (line := _line(BY_KEY[key], a, b, pairs)) is not None]
-    return Comparison(a, b, tuple(lines), same_card, tuple(_conditions(a, b)))
+    return Comparison(a, b, tuple(lines), same_card, tuple(_conditions(a, b, scopes)))
 
 
 def _scopes(a: Row, b: Row) -> list[str]:
@@ -245,10 +246,9 @@ def _verdict(
     return "ambiguous", f"the interval touches the band of {band * 100:g} %"
 
 
-def _conditions(a: Row, b: Row) -> list[str]:
+def _conditions(a: Row, b: Row, scopes: list[str]) -> list[str]:
     """What differs and is allowed to, stated so that nobody takes it for the technique."""
     found = []
-    scopes = _scopes(a, b)
     if len(scopes) > 1:
         found.append(f"energy: {scopes[0]} -> {scopes[1]}, which never compare")
     for name, x, y in (
