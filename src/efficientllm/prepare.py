@@ -225,10 +225,11 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     grouped = build.shape is not None and build.shape.heads != build.shape.kv_heads
     attention = pin_attention(spec.attention, device, dtype, point.context, grouped=grouped)
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
+    options = compiling.decode_options(point.batch)
     if how == "layer":
-        compiling.compile_layers(decoder_layers(build.model), vectors=point.batch == 1)
-    if how != "none" and point.batch == 1:
-        assembly.resolved["inductor"] = compiling.VECTOR_OPTIONS
+        compiling.compile_layers(decoder_layers(build.model), options=options)
+    if how != "none" and options is not None:
+        assembly.resolved["inductor"] = options
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     assembly.resolved |= {

@@ -47,16 +47,26 @@ activation before it from being computed again for every row of the weights.
 """
 
 
-def compile_layers(layers: nn.ModuleList, *, whole: bool = True, vectors: bool = False) -> None:
+def decode_options(batch: int) -> dict[str, Any] | None:
+    """Inductor's settings for decoding so many sequences at once; None: its own.
+
+    One sequence makes every product one with a single row. Tuning for those takes some 10 s
+    more where the cache does not know them.
+    """
+    return VECTOR_OPTIONS if batch == 1 else None
+
+
+def compile_layers(
+    layers: nn.ModuleList, *, whole: bool = True, options: dict[str, Any] | None = None
+) -> None:
     """Compile every layer in place; they share code, so the first pays for all.
 
     `whole` insists on one graph a layer. Layers that adapters have replaced parts of may
-    break into several; the breaks are counted and flagged. `vectors` tunes for products
-    with a single row, which takes some 20 s more where the cache does not know them.
+    break into several; the breaks are counted and flagged.
     """
     be_loud()
     for layer in layers:
-        layer.compile(fullgraph=whole, dynamic=False, options=VECTOR_OPTIONS if vectors else None)
+        layer.compile(fullgraph=whole, dynamic=False, options=options)
 
 
 def reset() -> None:
@@ -72,10 +82,9 @@ def compilations() -> int:
     return int(_counters("stats").get("unique_graphs", 0))
 
 
-def compiled(step: Callable[P, R], *, vectors: bool = False) -> Callable[P, R]:
+def compiled(step: Callable[P, R], *, options: dict[str, Any] | None = None) -> Callable[P, R]:
     """A whole step compiled as one graph."""
     be_loud()
-    options = VECTOR_OPTIONS if vectors else None
     made: Callable[P, R] = torch.compile(step, fullgraph=True, dynamic=False, options=options)
     return made
 

@@ -52,9 +52,9 @@ class Generate:
             self._cache = face.new_cache(point.batch, self._slots)
             self._token = self._prompts[:, -1:].clone()
             self._slot = torch.full((1,), point.context, device=device.torch, dtype=torch.long)
-        vectors = point.batch == 1
+        options = compiling.decode_options(point.batch)
         self._decode = (
-            compiling.compiled(face.decode, vectors=vectors) if compile_model else face.decode
+            compiling.compiled(face.decode, options=options) if compile_model else face.decode
         )
         self._graph = graph
         self._replay: Callable[[], None] | None = None
