@@ -20,7 +20,7 @@ from efficientllm.record import Record
 from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
 from efficientllm.store import Store
-from tests.faults.tree import descendants, wait_until
+from tests.faults.tree import servers, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -73,15 +73,8 @@ def saved(launcher: Launcher) -> list[Path]:
 
 def worker() -> int | None:
     """The newest fork of the fork server; the server is the eldest that looks like it."""
-    looks = sorted(pid for pid in descendants(os.getpid()) if _is_server(pid))
+    looks = sorted(servers(os.getpid()))
     return looks[-1] if len(looks) > 1 else None
-
-
-def _is_server(pid: int) -> bool:
-    try:
-        return b"efficientllm.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def killed(launcher: Launcher, case: Case, ready: Callable[[], object]) -> Record:

@@ -27,7 +27,7 @@ from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.suite import Suite
 from efficientllm.store import Store
-from tests.faults.tree import descendants, wait_until
+from tests.faults.tree import servers, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -80,19 +80,11 @@ def run(launcher: Launcher, case: Case) -> Record:
 
 def workers() -> set[int]:
     """Forks of the fork server; it is the eldest of those that look like it."""
-    looks = {pid for pid in descendants(os.getpid()) if _is_server(pid)}
-    return looks - {server()}
+    return servers(os.getpid()) - {server()}
 
 
 def server() -> int:
-    return min(pid for pid in descendants(os.getpid()) if _is_server(pid))
-
-
-def _is_server(pid: int) -> bool:
-    try:
-        return b"efficientllm.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return min(servers(os.getpid()))
 
 
 def run_and_kill(launcher: Launcher, case: Case, ready: Callable[[], object]) -> Record:

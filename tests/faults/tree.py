@@ -18,6 +18,11 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def servers(pid: int) -> set[int]:
+    """The fork server below a process and its forks, which carry its command line."""
+    return {child for child in descendants(pid) if _is_server(child)}
+
+
 def alive(pids: Iterable[int]) -> set[int]:
     """Those that still run; a process that has ended and waits to be collected does not."""
     return {pid for pid in pids if _state(pid) not in ("", "Z", "X")}
@@ -29,6 +34,13 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
     while not condition():
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
         time.sleep(0.01)
+
+
+def _is_server(pid: int) -> bool:
+    try:
+        return b"efficientllm.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _all() -> set[int]:
