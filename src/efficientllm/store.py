@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from efficientllm import clock
+from efficientllm.durable import flush
 from efficientllm.failure import StoreError as StoreError
 from efficientllm.lease import Lease as Lease
 from efficientllm.lease import take
@@ -95,7 +96,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_once(path, to_bytes(record))
             for folder in (path.parents[1], path.parents[2]) if new else ():
-                flush_folder(folder)
+                flush(folder)
         except OSError as error:
             raise StoreError(_disk_message(path, error)) from error
         return path
@@ -179,16 +180,7 @@ def write_once(path: Path, content: bytes) -> None:
         os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path.parent)
 
 
 def require_space(root: Path, needed_bytes: int) -> None:

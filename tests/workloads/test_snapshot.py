@@ -49,7 +49,7 @@ def test_a_part_of_a_larger_tensor_and_another_dtype_are_kept_as_they_are(tmp_pa
     assert again.tensors["b"].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("fails", ["_write", "_flush"])
+@pytest.mark.parametrize("fails", ["_write", "flush"])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

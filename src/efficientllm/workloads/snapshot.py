@@ -8,13 +8,14 @@ one file because renaming one makes it whole or absent, which two could not be.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from efficientllm.durable import flush
 
 FACTS = "facts"
 
@@ -37,11 +38,11 @@ def save(snapshot: Snapshot, path: Path) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
     try:
         _write(tensors, {FACTS: json.dumps(snapshot.facts, allow_nan=False)}, part)
-        _flush(part)
+        flush(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _write(tensors: dict[str, Tensor], header: dict[str, str], path: Path) -> None:
@@ -61,11 +62,3 @@ def load(path: Path) -> Snapshot | None:
             return Snapshot({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Unreadable(f"{path.name}: no checkpoint of a training ({error})") from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
