@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from efficientllm import record as r
-from efficientllm.catalog.shape import backbone_shape
-from efficientllm.cost import parameters
+from efficientllm.catalog.backbone import backbone_shape
+from efficientllm.parameters import parameters
 from efficientllm.plan import env_id
 from efficientllm.spec.case import Case
 from efficientllm.spec.model import Backbone

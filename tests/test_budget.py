@@ -8,7 +8,7 @@ import pytest
 
 from efficientllm.budget import with_tokens
 from efficientllm.catalog.shape import presets
-from efficientllm.cost import parameters
+from efficientllm.parameters import parameters
 from efficientllm.pin import pin_suite
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from efficientllm import cost
 from efficientllm.catalog.shape import Experts, Latent, Shape, shape_named
+from efficientllm.parameters import lora_parameters, parameters
 from efficientllm.spec.technique import Custom, Freeze, Full, Lora, Technique
 from efficientllm.techniques import apply
 from tests import tiny
@@ -51,24 +52,24 @@ MLA = shape(
 
 def test_parameters_of_a_small_decoder() -> None:
     norms = 2 * H
-    counts = cost.parameters(shape())
+    counts = parameters(shape())
     assert counts.total == 2 * HEAD + H + L * (ATTENTION["mha"] + FEED + norms)
     assert counts.products == L * (ATTENTION["mha"] + FEED)
-    assert cost.parameters(MQA).products == L * (ATTENTION["mqa"] + FEED)
+    assert parameters(MQA).products == L * (ATTENTION["mqa"] + FEED)
     # 4 query heads of 2 over 2 key heads: q and o are 8 x 8, k and v 8 x 4
-    assert cost.parameters(GQA).products == L * (2 * 64 + 2 * 32 + FEED)
+    assert parameters(GQA).products == L * (2 * 64 + 2 * 32 + FEED)
 
 
 def test_biases_and_norms_are_held_but_not_multiplied() -> None:
-    plain, more = cost.parameters(shape()), cost.parameters(shape(qkv_bias=True, qk_norm=True))
+    plain, more = parameters(shape()), parameters(shape(qkv_bias=True, qk_norm=True))
     assert more.total - plain.total == L * (3 * 8 + 2 * D)
     assert more.products == plain.products
 
 
 def test_a_tied_head_is_counted_once_as_parameters_and_still_as_a_product() -> None:
     tied = shape(tied=True)
-    assert cost.parameters(shape()).total - cost.parameters(tied).total == HEAD
-    assert cost.parameters(tied).head == 0
+    assert parameters(shape()).total - parameters(tied).total == HEAD
+    assert parameters(tied).head == 0
     assert cost.decode_flops(tied, 1, 1) == cost.decode_flops(shape(), 1, 1)
 
 
@@ -127,7 +128,7 @@ def test_adapters_take_no_gradient_of_frozen_weights() -> None:
     layer = ATTENTION["mha"] + FEED
     # an adapter beside m x n weights holds r (m + n): q, k, v, o, then gate, up, down
     adapters = L * r * (4 * (8 + 8) + 3 * (H + FFN))
-    assert cost.lora_parameters(shape(), Lora(r=r)) == adapters
+    assert lora_parameters(shape(), Lora(r=r)) == adapters
     frozen = L * layer + HEAD
     forward = 2 * (frozen + adapters) * tokens + 4 * HEADS * D * L * pairs
     first = 3 * (8 * 8 + r * 8)  # q, k, v of the first layer: nothing below them learns
@@ -156,7 +157,7 @@ def test_what_has_no_formula_has_no_number() -> None:
     custom = Custom(file="a.py", function="prune")  # nobody knows what it leaves to multiply
     assert cost.training_flops(shape(), (custom,), 1, 1) is None
     # transformers fuses q, k and v of this one into a single linear layer
-    assert cost.lora_parameters(shape_named("Phi-4-mini-instruct"), Lora()) is None
+    assert lora_parameters(shape_named("Phi-4-mini-instruct"), Lora()) is None
 
 
 def test_prefill_multiplies_the_head_once_a_sequence() -> None:
@@ -191,18 +192,18 @@ def test_a_mixture_counts_the_experts_that_a_token_visits() -> None:
     expert, router = 3 * H * 4, H * 8
     dense = attention + FEED
     sparse = attention + router + (2 + 1) * expert
-    assert cost.parameters(MLA).products == dense + 2 * sparse
+    assert parameters(MLA).products == dense + 2 * sparse
     assert cost.decode_flops(MLA, 1, 1) == (
-        2 * (dense + 2 * sparse + HEAD) + (2 * 4 + 2 * 3) * HEADS * L
+        2 * (dense + 2 * sparse + HEAD) + 2 * (2 * 6 + 2) * HEADS * L
     )
-    counts = cost.parameters(MLA)
+    counts = parameters(MLA)
     assert counts.total - counts.active == 2 * (8 - 2) * expert
 
 
 def test_freezing_a_mixture_counts_its_own_layers() -> None:
     tokens = 10
-    head, layer = HEAD, cost.parameters(MLA).layers[-1].products
-    forward = 2 * (cost.parameters(MLA).products + head) * tokens
+    head, layer = HEAD, parameters(MLA).layers[-1].products
+    forward = 2 * (parameters(MLA).products + head) * tokens
     expected = forward + 2 * (layer + head) * tokens + 2 * layer * tokens
     assert cost.training_flops(MLA, (Freeze(last_layers=1),), tokens, 0) == expected
 
@@ -231,7 +232,7 @@ def test_six_n_is_what_a_published_model_costs_a_token() -> None:
     tokens = 4096
     found = cost.training_flops(llama, (), tokens, cost.causal_pairs(tokens))
     assert found is not None
-    without_lookup = cost.parameters(llama).total - llama.vocab * llama.hidden
+    without_lookup = parameters(llama).total - llama.vocab * llama.hidden
     attention = 3 * 4 * 64 * 128 * 80 * (tokens + 1) / 2
     assert found / tokens == pytest.approx(6 * without_lookup + attention, rel=1e-4)
 

@@ -82,8 +82,8 @@ def test_layers_that_no_group_fits_stay_as_they_are() -> None:
 def test_int4_bits_include_scales_and_zeros() -> None:
     """4 bits, and 32 for every group: 4.25 bits at a group of 128, 5 at 32."""
     shape = presets()["small"]
-    linear = sum(a * b for a, b in predict.cost.linears(shape)) * shape.layers
-    rest = predict.cost.parameters(shape).total - linear
+    linear = sum(a * b for a, b in predict.linears(shape)) * shape.layers
+    rest = predict.parameters(shape).total - linear
     for group, bits in ((128, 4.25), (32, 5.0)):
         of = case(model="backbone-small", technique={"kind": "int4", "group_size": group})
         assert predict.weight_bytes(of, shape) == linear * bits / 8 + rest * 2
@@ -213,7 +213,7 @@ def test_shapes_come_from_presets_the_catalog_parents_and_checkpoints(tmp_path: 
     save_checkpoint(tiny.decoder(), tmp_path)
     read = predict.shape_of(case(model=str(tmp_path)))
     assert read is not None
-    assert predict.cost.parameters(read) == predict.cost.parameters(tiny.shape())
+    assert predict.parameters(read) == predict.parameters(tiny.shape())
     with pytest.raises(SpecError, match="no checkpoint there"):
         predict.shape_of(case(model="./nothing"))
 

@@ -55,7 +55,7 @@ def decoder(of: Shape | None = None, seed: int = 0) -> Decoder:
 def build(of: Shape | None = None, dtype: torch.dtype = torch.float32) -> Build:
     """A build of a random decoder, for techniques to edit."""
     model = decoder(of).to(dtype)
-    model.model.rotary.reset()
+    model.model.position.reset()
     return Build(model, model.shape, CPU.torch, weights_random=True)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from efficientllm.cost import parameters
+from efficientllm.parameters import parameters
 from efficientllm.predict import shape_of
 from efficientllm.seal import first_problem
 from efficientllm.spec.case import Case

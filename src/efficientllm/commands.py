@@ -14,7 +14,7 @@ from efficientllm import clock, machine, predict
 from efficientllm.analysis.table import precise
 from efficientllm.catalog.peaks import machine_named, peak_of
 from efficientllm.catalog.shape import Shape
-from efficientllm.cost import parameters
+from efficientllm.parameters import parameters
 from efficientllm.plan import Planned, Shelf, next_round
 from efficientllm.record import Record
 from efficientllm.report.text import print_doubts, print_rows

@@ -1,4 +1,4 @@
-"""What a model costs on paper: parameters, FLOPs and bytes, as pure functions of a shape.
+"""What a model costs on paper: FLOPs and bytes, as pure functions of a shape.
 
 Conventions (METHODOLOGY.md, section "Compute"):
 
@@ -8,6 +8,10 @@ Conventions (METHODOLOGY.md, section "Compute"):
 * Attention counts *effective* pairs: a causal document of n tokens has n(n+1)/2 (query,
   key) pairs per head, each costing 2 FLOPs per element of the head for the scores and 2
   for the values.
+* A window bounds the keys that a query sees. Native sparse attention has three kinds of
+  pairs: with whole blocks that lie behind, with the tokens of the selected blocks, and
+  with those of the window. Latent attention decodes in its absorbed form: a pair costs the
+  latent's width, not the head's.
 * A backward pass costs one product for the gradient of the input and one for the
   gradient of the weight. Frozen weights have no weight gradient, and nothing below the
   lowest trained layer has any (so LoRA is about 4N per token, not 6N).
@@ -18,153 +22,22 @@ No torch: `plan` predicts on a laptop with the same functions that `metrics` div
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
 
-from efficientllm.catalog.shape import Experts, Latent, Shape, State
+from efficientllm.catalog.shape import Shape, Sparse
+from efficientllm.parameters import lora_parameters, parameters
 from efficientllm.spec.technique import Custom, Freeze, Full, Lora, Techniques
 
 DTYPE_BYTES = {"float32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Parameters of one decoder layer. `products` are weights that a token is multiplied by."""
-
-    attention: int
-    feedforward: int
-    other: int
-    products: int
-    active: int
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Counts for a whole model. `active` is what one token passes through."""
-
-    total: int
-    active: int
-    embedding: int
-    head: int
-    layers: tuple[Layer, ...]
-
-    @property
-    def products(self) -> int:
-        """Weights multiplied per token in the layers, the head not counted."""
-        return sum(layer.products for layer in self.layers)
-
-
-def parameters(shape: Shape) -> Parameters:
-    """Parameter counts of a shape; equal to the built model's (tested on the meta device)."""
-    layers = tuple(_layer(shape, index) for index in range(shape.layers))
-    table = shape.vocab * shape.hidden
-    head = 0 if shape.tied else table
-    final_norm = shape.hidden * (2 if shape.arch == "gpt-neox" else 1)
-    rest = table + head + final_norm
-    return Parameters(
-        total=rest + sum(layer.attention + layer.feedforward + layer.other for layer in layers),
-        active=rest + sum(layer.active for layer in layers),
-        embedding=table,
-        head=head,
-        layers=layers,
-    )
-
-
-def _layer(shape: Shape, index: int) -> Layer:
-    if shape.state is not None:
-        return _mamba(shape, shape.state)
-    if shape.arch == "gpt-neox":
-        return _neox(shape)
-    attention, extra = (
-        _latent(shape, shape.latent) if shape.latent is not None else _attention(shape)
-    )
-    norms = 2 * shape.hidden
-    dense = 3 * shape.hidden * shape.ffn
-    experts = shape.experts
-    if experts is None or index < experts.first_dense_layers:
-        return Layer(
-            attention=attention + extra,
-            feedforward=dense,
-            other=norms,
-            products=attention + dense,
-            active=attention + extra + dense + norms,
-        )
-    held, visited = _mixture(shape, experts)
-    # DeepSeek-V3 corrects each router score by a bias that balances load, not by gradient.
-    balance = experts.count if shape.latent is not None else 0
-    return Layer(
-        attention=attention + extra,
-        feedforward=held,
-        other=norms + balance,
-        products=attention + visited,
-        active=attention + extra + visited + norms + balance,
-    )
-
-
-def _attention(shape: Shape) -> tuple[int, int]:
-    """Weights of q, k, v, o; and what is held beside them (biases, q and k norms)."""
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    weights = shape.hidden * (2 * queries + 2 * keys)
-    biases = (queries + 2 * keys) if shape.qkv_bias else 0
-    norms = 2 * shape.head_dim if shape.qk_norm else 0
-    return weights, biases + norms
-
-
-def _latent(shape: Shape, latent: Latent) -> tuple[int, int]:
-    qk = latent.qk_nope_dim + latent.qk_rope_dim
-    weights = (
-        shape.hidden * latent.q_rank
-        + latent.q_rank * shape.heads * qk
-        + shape.hidden * (latent.kv_rank + latent.qk_rope_dim)
-        + latent.kv_rank * shape.heads * (latent.qk_nope_dim + latent.v_dim)
-        + shape.heads * latent.v_dim * shape.hidden
-    )
-    return weights, latent.q_rank + latent.kv_rank
-
-
-def _mixture(shape: Shape, experts: Experts) -> tuple[int, int]:
-    """Feed-forward weights held, and those that one token visits (router in both)."""
-    one = 3 * shape.hidden * experts.ffn
-    router = shape.hidden * experts.count
-    return (
-        router + one * (experts.count + experts.shared),
-        router + one * (experts.per_token + experts.shared),
-    )
-
-
-def _neox(shape: Shape) -> Layer:
-    h = shape.hidden
-    attention, feedforward = 4 * h * h, 2 * h * shape.ffn
-    biases = 3 * h + h + shape.ffn + h
-    products = attention + feedforward
-    other = biases + 4 * h
-    return Layer(attention, feedforward, other, products, products + other)
-
-
-def _mamba(shape: Shape, state: State) -> Layer:
-    h, inner = shape.hidden, state.inner
-    if shape.arch == "mamba1":
-        mixed = inner
-        products = (
-            h * 2 * inner
-            + inner * (state.dt_rank + 2 * state.state)
-            + state.dt_rank * inner
-            + inner * h
-        )
-        other = inner + inner * state.state + inner
-    else:
-        mixed = inner + 2 * state.groups * state.state
-        products = h * (inner + mixed + shape.heads) + inner * h
-        other = 3 * shape.heads + inner
-    other += mixed * state.conv + mixed + h
-    return Layer(0, products, other, products, products + other)
-
-
 def attention_flops(shape: Shape, pairs: float) -> float | None:
     """FLOPs of all layers' attention for `pairs` (query, key) pairs per head and layer.
 
-    None for mixers that have no pairs to count (Mamba): their scan has no formula here.
+    None for mixers that have no pairs to count (Mamba: their scan has no formula here; a
+    user's own: it counts itself).
     """
-    if shape.state is not None:
+    if shape.state is not None or shape.custom:
         return None
     if shape.latent is not None:
         width = shape.latent.qk_nope_dim + shape.latent.qk_rope_dim + shape.latent.v_dim
@@ -178,23 +51,30 @@ def causal_pairs(tokens: int, window: int | None = None) -> int:
     return (tokens * (tokens + 1) - hidden * (hidden + 1)) // 2
 
 
-def lora_parameters(shape: Shape, lora: Lora) -> int | None:
-    """Weights of rank-r adapters on every linear layer but the head.
-
-    None where the targets are named one by one, or the layers are not ours to count.
-    """
-    fused = shape.family == "Phi" and not shape.gated_decoder  # one layer for q, k, v
-    if lora.targets != ("all-linear",) or shape.arch != "dense" or fused:
-        return None
-    return shape.layers * lora.r * sum(a + b for a, b in linears(shape))
+def attended_pairs(shape: Shape, tokens: int) -> int:
+    """Pairs of one whole row under a shape's attention, per head and layer."""
+    if shape.sparse is not None:
+        return _sparse_row(shape.sparse, tokens)
+    return causal_pairs(tokens, shape.sliding_window)
 
 
-def linears(shape: Shape) -> tuple[tuple[int, int], ...]:
-    """(inputs, outputs) of a dense layer's linear layers: q, k, v, o, gate, up, down."""
-    hidden, ffn = shape.hidden, shape.ffn
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = ((hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden))
-    return (*attention, (hidden, ffn), (hidden, ffn), (ffn, hidden))
+def visible_pairs(shape: Shape, context: float) -> float:
+    """Pairs of one new token when `context` tokens (itself included) are visible."""
+    if shape.sparse is not None:
+        sparse = shape.sparse
+        read = min(context, sparse.selected * sparse.block) + min(context, sparse.window)
+        return context // sparse.block + read
+    return min(context, shape.sliding_window or context)
+
+
+@cache
+def _sparse_row(sparse: Sparse, tokens: int) -> int:
+    """Pairs of all three branches. A query selects its own block too, of which it sees a part."""
+    behind = sum(t // sparse.block for t in range(1, tokens + 1))
+    own = (t % sparse.block or sparse.block for t in range(1, tokens + 1))
+    whole = (min(-(-t // sparse.block), sparse.selected) - 1 for t in range(1, tokens + 1))
+    selected = sum(own) + sparse.block * sum(whole)
+    return behind + selected + causal_pairs(tokens, sparse.window)
 
 
 def training_flops(
@@ -229,7 +109,7 @@ def training_flops(
 
 def prefill_flops(shape: Shape, batch: int, context: int) -> float | None:
     """FLOPs to fill a cache with `batch` prompts of `context` tokens and give one logit row."""
-    attention = attention_flops(shape, batch * causal_pairs(context, shape.sliding_window))
+    attention = attention_flops(shape, batch * attended_pairs(shape, context))
     if attention is None:
         return None
     layers = 2.0 * batch * context * parameters(shape).products
@@ -238,19 +118,43 @@ def prefill_flops(shape: Shape, batch: int, context: int) -> float | None:
 
 def decode_flops(shape: Shape, batch: int, context: float) -> float | None:
     """FLOPs of one decode step when `context` tokens (the new one included) are visible."""
-    attention = attention_flops(shape, batch * min(context, shape.sliding_window or context))
+    pairs = batch * visible_pairs(shape, context)
+    attention = attention_flops(shape, pairs)
     if attention is None:
         return None
+    if shape.latent is not None:  # absorbed: every head reads the latent itself, twice
+        width = 2 * shape.latent.kv_rank + shape.latent.qk_rope_dim
+        attention = 2.0 * pairs * shape.heads * width * shape.layers
     head = shape.vocab * shape.hidden
     return 2.0 * batch * (parameters(shape).products + head) + attention
 
 
 def kv_bytes_per_token(shape: Shape, element_bytes: int = 2) -> int:
-    """Bytes that the cache keeps for one token of one sequence; 0 for recurrent mixers."""
+    """Bytes by which one more token lets the cache of a sequence grow; 0 for recurrent mixers.
+
+    A window stops growing when it is full (`cache_bytes`).
+    """
     if shape.state is not None:
         return 0
+    return shape.layers * _kept(shape) * element_bytes
+
+
+def _kept(shape: Shape) -> int:
+    """Values that one layer keeps for one token."""
     if shape.latent is not None:
-        width = shape.latent.kv_rank + shape.latent.qk_rope_dim
-    else:
-        width = 2 * shape.kv_heads * shape.head_dim
-    return shape.layers * width * element_bytes
+        return shape.latent.kv_rank + shape.latent.qk_rope_dim
+    return 2 * shape.kv_heads * shape.head_dim
+
+
+def cache_bytes(shape: Shape, slots: int, element_bytes: int = 2) -> int:
+    """Bytes that the cache of one sequence holds when it is made for `slots` tokens."""
+    if shape.sparse is not None:  # beside the tokens, each block's mean
+        slots += -(-slots // shape.sparse.block)
+    elif shape.sliding_window is not None:
+        slots = min(slots, shape.sliding_window)
+    return slots * kv_bytes_per_token(shape, element_bytes)
+
+
+def cache_read_bytes(shape: Shape, context: float, element_bytes: int = 2) -> float:
+    """Bytes of the cache that one decode step of one sequence has to read."""
+    return visible_pairs(shape, context) * kv_bytes_per_token(shape, element_bytes)

@@ -7,7 +7,7 @@ from typing import IO, Any, cast
 
 import torch
 
-from efficientllm.cost import parameters
+from efficientllm.parameters import parameters
 from efficientllm.record import Build as BuildFacts
 from efficientllm.techniques.build import Build, bytes_by_kind, dtypes_of
 

@@ -64,7 +64,7 @@ def _techniques(console: Console) -> None:
 
 
 def _models(console: Console) -> None:
-    from efficientllm.cost import parameters
+    from efficientllm.parameters import parameters
 
     table = _table("model", "parameters", "family", "built by")
     for name, shape in presets().items():

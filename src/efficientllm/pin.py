@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.budget import with_tokens
-from efficientllm.catalog.shape import backbone_shape, shape_named
+from efficientllm.catalog.shape import shape_named
+from efficientllm.matching import matched_shape
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, is_local
@@ -61,7 +62,7 @@ def pin(case: Case, *, allow_code: bool = False) -> Case:
 def _pin_model(case: Case, *, allow_code: bool) -> Any:
     model = case.model
     if isinstance(model, Backbone):
-        backbone_shape(model)  # raises for a preset that there is not, or sizes that do not fit
+        matched_shape(model)  # raises for a preset that there is not, or sizes that do not fit
     if isinstance(model, CatalogShape) and not isinstance(case.workload, Probe):
         model = model.model_copy(update={"name": shape_named(model.name).name})  # as published
     if isinstance(model, Backbone | CatalogShape) and model.tokenizer != "auto":

@@ -16,13 +16,9 @@ from typing import Literal, NamedTuple
 
 from efficientllm import cost
 from efficientllm.catalog.peaks import Peak
-from efficientllm.catalog.shape import (
-    Shape,
-    backbone_shape,
-    read_config,
-    shape_from_config,
-    shape_named,
-)
+from efficientllm.catalog.shape import Shape, read_config, shape_from_config, shape_named
+from efficientllm.matching import matched_shape
+from efficientllm.parameters import linears, lora_parameters, parameters
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, Product, is_local
 from efficientllm.spec.protocol import Protocol
@@ -80,7 +76,7 @@ def shape_of(case: Case, suite: Suite | None = None) -> Shape | None:
     """The shape of a case's model; a product has its parent's; None without formulas."""
     match case.model:
         case Backbone():
-            return backbone_shape(case.model)
+            return matched_shape(case.model)
         case CatalogShape(name=name) if isinstance(case.workload, Probe) and name == "none":
             return None
         case CatalogShape(name=name):
@@ -115,7 +111,7 @@ def memory(case: Case, shape: Shape, point: Point) -> Memory:
         context += case.workload.new_tokens
     element = 4 if any(t.kind == "float32" for t in case.technique) else 2
     slots = -(-context // 64) * 64
-    cache = float(cost.kv_bytes_per_token(shape, element) * point.batch * slots)
+    cache = float(cost.cache_bytes(shape, slots, element) * point.batch)
     # One layer at a time, plus the rows of logits that are asked for.
     alive = point.batch * point.context * (4 * shape.hidden + 3 * shape.ffn) * element
     if any(isinstance(t, Int8Dynamic) for t in case.technique):
@@ -126,7 +122,7 @@ def memory(case: Case, shape: Shape, point: Point) -> Memory:
 
 def weight_bytes(case: Case, shape: Shape) -> float:
     """Bytes of the weights as a case holds them: scales, zero points and adapters too."""
-    counts = cost.parameters(shape)
+    counts = parameters(shape)
     kind = case.workload.precision.params if isinstance(case.workload, Training) else "bf16"
     quantized = adapters = 0.0
     for technique in case.technique:
@@ -149,13 +145,13 @@ def _saved_bytes(technique: Int8WeightOnly | Int8Dynamic | Int4WeightOnly, shape
     """
     group = technique.group_size if isinstance(technique, Int4WeightOnly) else None
     if shape.arch != "dense":
-        counts = cost.parameters(shape)
+        counts = parameters(shape)
         reached = counts.products
         if shape.experts is not None:
             reached = sum(layer.attention for layer in counts.layers)
         return reached * (1.5 - 4 / group if group else 1 - 5 / shape.hidden)
     saved = 0.0
-    for inputs, outputs in cost.linears(shape):
+    for inputs, outputs in linears(shape):
         if group is None:
             saved += inputs * outputs - 5 * outputs
         elif inputs % group == 0 and outputs % 16 == 0:
@@ -165,11 +161,11 @@ def _saved_bytes(technique: Int8WeightOnly | Int8Dynamic | Int4WeightOnly, shape
 
 def trained_parameters(case: Case, shape: Shape) -> int:
     """Parameters that learn under a case's techniques."""
-    counts = cost.parameters(shape)
+    counts = parameters(shape)
     for technique in case.technique:
         match technique:
             case Lora():
-                return cost.lora_parameters(shape, technique) or 0
+                return lora_parameters(shape, technique) or 0
             case Freeze(last_layers=last):
                 layers = counts.layers[-min(last, shape.layers) :]
                 return sum(x.attention + x.feedforward + x.other for x in layers)
@@ -188,11 +184,11 @@ def _training(case: Case, spec: Training, shape: Shape, weights: float) -> Memor
     attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     kept = 7 * shape.hidden + 1.5 * attention + 3 * shape.ffn
     loss = min(tokens * shape.vocab * element, LOSS_SLICE_BYTES)
-    if trained == cost.parameters(shape).total:  # the head learns: its gradient is summed first
+    if trained == parameters(shape).total:  # the head learns: its gradient is summed first
         loss += 4 * shape.vocab * shape.hidden
     activations = tokens * _layers_kept(case, shape) * kept * element + loss
     if spec.precision.compute != spec.precision.params:
-        activations += cost.parameters(shape).total * element  # weights cast for the products
+        activations += parameters(shape).total * element  # weights cast for the products
     kept_gradients = rows < spec.batch
     return Memory(
         weights, trained * held, 2 * trained * held, float(activations), 0.0, kept_gradients
@@ -238,7 +234,7 @@ def flops(case: Case, shape: Shape, point: Point) -> float | None:
     spec = case.workload
     if isinstance(spec, Training):
         tokens = spec.batch * spec.sequence_length
-        pairs = spec.batch * cost.causal_pairs(spec.sequence_length)
+        pairs = spec.batch * cost.attended_pairs(shape, spec.sequence_length)
         return cost.training_flops(shape, case.technique, tokens, pairs)
     return cost.prefill_flops(shape, point.batch, point.context)
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from efficientllm.clock import sleep
-from efficientllm.cost import parameters
 from efficientllm.device import Device, every_attention, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.checkpoint import build_model, tokenizer_folder
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
+from efficientllm.parameters import parameters
 from efficientllm.record import Scores, Unsupported
 from efficientllm.spec.case import Case, Point, Quality
 from efficientllm.spec.model import Checkpoint, Product

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.catalog.shape import (
     Shape,
-    backbone_shape,
     presets,
     read_config,
     shape_from_config,
     shape_named,
     shapes,
 )
-from efficientllm.cost import parameters
+from efficientllm.parameters import parameters
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone
 

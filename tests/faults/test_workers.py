@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import signal
 import threading
@@ -251,8 +252,11 @@ def test_a_loss_that_is_not_a_number_stops_training_and_is_labelled(launcher: La
     case = training("diverges", steps=40, optimizer=optimizer)
     record = run(launcher, case)
     assert (record.outcome.status, record.outcome.phase) == ("nan", "measure")
-    assert record.outcome.reason.startswith("the loss of step 4 is not finite")
-    assert len(record.losses) == 3
+    told = re.match(r"the loss of step (\d+) is not finite", record.outcome.reason)
+    assert told, record.outcome.reason
+    # Where exactly it overflows is the processor's own way of adding up.
+    assert 2 <= int(told[1]) <= 20
+    assert len(record.losses) == int(told[1]) - 1
     (path,) = launcher.store.root.glob(f"cpu-*/{case.case_id}/*.json")
     assert b"NaN" not in path.read_bytes()
     assert b"Infinity" not in path.read_bytes()

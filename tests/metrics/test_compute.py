@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from efficientllm import record as r
-from efficientllm.catalog.shape import Shape, backbone_shape
+from efficientllm.catalog.backbone import backbone_shape
+from efficientllm.catalog.shape import Shape
 from efficientllm.metrics import BY_KEY, Ceiling, Unmeasured, View
 from efficientllm.metrics.compute import decode_bytes, multiplied_dtype
 from efficientllm.spec.case import Case

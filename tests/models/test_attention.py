@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from efficientllm.models.attention import KeyValue, attend, attend_cache
-from efficientllm.models.position import Documents, Rotary, rotate
+from efficientllm.models.attend import attend, attend_cache
+from efficientllm.models.encoding import Rotary
+from efficientllm.models.position import Documents, Positions, rotate
 
 
 def by_hand(
@@ -48,7 +49,7 @@ def test_each_query_sees_itself_and_what_came_before(kv_heads: int) -> None:
 def test_no_query_sees_another_document() -> None:
     q, k, v = (random(1, 2, 6, 8, seed=i) for i in range(3))
     documents = Documents(torch.tensor([0, 2, 6], dtype=torch.int32), 4, (2, 4))
-    out = attend(q, k, v, documents)
+    out = attend(q, k, v, Positions(documents=documents))
     for head in range(2):
         for t in range(6):
             first = 0 if t < 2 else 2
@@ -58,12 +59,12 @@ def test_no_query_sees_another_document() -> None:
 
 def test_a_decode_step_sees_the_visible_slots_only() -> None:
     q = random(2, 4, 1, 8)
-    cache = KeyValue(random(2, 2, 9, 8, seed=1), random(2, 2, 9, 8, seed=2))
-    cache.v[:, :, 6:] = 1e9  # stale or unused slots
-    out = attend_cache(q, cache, torch.arange(9) <= 5)
+    keys, values = random(2, 2, 9, 8, seed=1), random(2, 2, 9, 8, seed=2)
+    values[:, :, 6:] = 1e9  # stale or unused slots
+    out = attend_cache(q, keys, values, Positions(slot=torch.tensor([5])))
     for row in range(2):
         for head in range(4):
-            k, v = cache.k[row, head // 2], cache.v[row, head // 2]
+            k, v = keys[row, head // 2], values[row, head // 2]
             expected = by_hand(q[row, head, 0], k, v, 0, 5)
             # softmax is taken in float32 there
             assert out[row, head, 0].tolist() == pytest.approx(expected, abs=1e-5)
@@ -71,8 +72,8 @@ def test_a_decode_step_sees_the_visible_slots_only() -> None:
 
 def test_a_rotation_turns_pairs_by_position_times_frequency() -> None:
     rotary = Rotary(4, 100.0, None)  # frequencies 1 and 1/10
-    cos, sin = rotary(torch.tensor([3]), torch.float32)
-    turned = rotate(torch.tensor([[1.0, 0.0, 0.0, 2.0]]), cos, sin)[0].tolist()
+    positions = Positions(*rotary.angles(torch.tensor([3]), torch.float32))
+    turned = rotate(torch.tensor([[1.0, 0.0, 0.0, 2.0]]), positions)[0].tolist()
     # Pairs are (0, 2) and (1, 3): halves, not neighbours.
     expected = [math.cos(3), -2 * math.sin(0.3), math.sin(3), 2 * math.cos(0.3)]
     assert turned == pytest.approx(expected, abs=1e-6)
@@ -83,8 +84,8 @@ def test_scores_of_rotated_heads_depend_on_distance_only() -> None:
     q, k = random(1, 16), random(1, 16, seed=1)
 
     def score(i: int, j: int) -> float:
-        (ci, si), (cj, sj) = (rotary(torch.tensor([n]), torch.float64) for n in (i, j))
-        return float((rotate(q, ci, si) * rotate(k, cj, sj)).sum())
+        at = [Positions(*rotary.angles(torch.tensor([n]), torch.float64)) for n in (i, j)]
+        return float((rotate(q, at[0]) * rotate(k, at[1])).sum())
 
     assert score(7, 4) == pytest.approx(score(103, 100), abs=1e-4)
     assert abs(score(7, 4) - score(7, 5)) > 1e-3

@@ -26,7 +26,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"qkv_bias": False, "qk_norm": True, "head_dim": 32},
     "phi": {"family": "Phi", "qkv_bias": False, "rotary_share": 0.5, "tied": False},
-    "mistral": {"qkv_bias": False, "sliding_window": 8, "tied": False},
+    "mistral": {"family": "mistral", "qkv_bias": False, "sliding_window": 8, "tied": False},
     "mixtral": {"arch": "moe", "qkv_bias": False, "experts": MIXTURE, "tied": False},
     "qwen3 moe": {"arch": "moe", "qkv_bias": False, "qk_norm": True, "experts": MIXTURE},
     "deepseek": {

@@ -97,6 +97,18 @@ CAST = GENERATE | {"technique": [{"kind": "bf16"}]}
 CUSTOM = GENERATE | {
     "technique": [{"kind": "custom", "file": "a.py", "function": "apply", "sha256": SHA}]
 }
+SLIDING = PRETRAIN | {"model": {"kind": "backbone", "attention": {"kind": "sliding"}}}
+LATENT = PRETRAIN | {"model": {"kind": "backbone", "attention": {"kind": "mla"}}}
+SPARSE = PRETRAIN | {"model": {"kind": "backbone", "attention": {"kind": "nsa"}}}
+OWN_ATTENTION = PRETRAIN | {
+    "model": {
+        "kind": "backbone",
+        "attention": {"kind": "custom", "file": "a.py", "name": "Mine", "sha256": SHA},
+    }
+}
+LEARNED = PRETRAIN | {"model": {"kind": "backbone", "position": {"kind": "learned"}}}
+RELATIVE = PRETRAIN | {"model": {"kind": "backbone", "position": {"kind": "t5"}}}
+MATCHED = PRETRAIN | {"model": {"kind": "backbone", "attention": "mqa", "match": "flops"}}
 PROBE = {"model": "none", "workload": {"kind": "probe"}}
 
 CHANGES: list[tuple[dict[str, Any], str, Any]] = [
@@ -153,6 +165,26 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (FINETUNE, "workload.data.response_field", "a"),
     (FREEZE, "technique.0.last_layers", 3),
     (PRETRAIN, "model.attention.kv_heads", 2),
+    (PRETRAIN, "model.attention", "mha"),
+    (PRETRAIN, "model.position", "alibi"),
+    (PRETRAIN, "model.match", "params"),
+    (MATCHED, "model.match_context", 16384),
+    (SLIDING, "model.attention.window", 64),
+    (SLIDING, "model.attention.kv_heads", 1),
+    (LATENT, "model.attention.kv_rank", 64),
+    (LATENT, "model.attention.q_rank", 64),
+    (LATENT, "model.attention.qk_nope_dim", 32),
+    (LATENT, "model.attention.qk_rope_dim", 16),
+    (LATENT, "model.attention.v_dim", 32),
+    (SPARSE, "model.attention.kv_heads", 2),
+    (SPARSE, "model.attention.block", 32),
+    (SPARSE, "model.attention.selected", 8),
+    (SPARSE, "model.attention.window", 256),
+    (OWN_ATTENTION, "model.attention.name", "Other"),
+    (OWN_ATTENTION, "model.attention.sha256", "b" * 64),
+    (LEARNED, "model.position.max_positions", 4096),
+    (RELATIVE, "model.position.buckets", 16),
+    (RELATIVE, "model.position.max_distance", 64),
     (PRETRAIN, "workload.sequence_length", 128),
     (PRETRAIN, "workload.batch", 16),
     (PRETRAIN, "workload.micro_batch", 4),
@@ -197,6 +229,7 @@ LOCAL: list[tuple[dict[str, Any], str, Any]] = [
     (FINETUNE, "workload.data.path", "b"),
     (CHECKPOINT, "model.source", "mirror/b"),
     (CUSTOM, "technique.0.file", "b.py"),
+    (OWN_ATTENTION, "model.attention.file", "b.py"),
     (PRODUCT, "model.of", "y"),
     (STEPS, "workload.checkpoint_every", 50),
     (FINETUNE_STEPS, "workload.checkpoint_every", 50),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientllm.cost import lora_parameters
 from efficientllm.models.checkpoint import build_model, save_checkpoint
+from efficientllm.parameters import lora_parameters
 from efficientllm.record import Unsupported
 from efficientllm.spec.model import Checkpoint
 from efficientllm.spec.technique import (

@@ -27,9 +27,9 @@ def test_every_weight_is_held_in_the_type(kind: str, bytes_each: int) -> None:
 
 def test_rotary_frequencies_stay_in_float32() -> None:
     build = tiny.build()
-    before = build.model.model.rotary.frequencies.clone()
+    before = build.model.model.position.frequencies.clone()
     apply(build, Cast(kind="bf16"))
-    after = build.model.model.rotary.frequencies
+    after = build.model.model.position.frequencies
     assert after.dtype == torch.float32
     assert torch.equal(after, before)
 

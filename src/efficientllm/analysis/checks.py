@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from efficientllm.analysis import metering
 from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.stats import autocorrelation
-from efficientllm.cost import kv_bytes_per_token
+from efficientllm.cost import cache_bytes
 from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.metrics.energy import window_energy
+from efficientllm.metrics.memory import cache_slots
 from efficientllm.record import Window
 from efficientllm.spec.protocol import Protocol
 
@@ -145,9 +146,10 @@ def _cache_size(view: View) -> Iterator[Flag]:
     if view.shape is None or isinstance(measured, Unmeasured):
         return
     element = 4 if view.record.resolved.get("activations") == "float32" else 2
-    expected = kv_bytes_per_token(view.shape, element)
+    slots = cache_slots(view)
+    expected = cache_bytes(view.shape, slots, element) / slots
     if expected and abs(measured - expected) > 0.05 * expected:
-        text = f"{measured:.0f} bytes of cache a token, the formula gives {expected}"
+        text = f"{measured:.0f} bytes of cache a token, the formula gives {expected:.0f}"
         yield Flag("CACHE_SIZE", "warn", "all", text)
 
 

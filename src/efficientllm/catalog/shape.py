@@ -16,10 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from efficientllm.spec.document import SpecError
-from efficientllm.spec.model import Backbone, GroupedQuery, MultiHead, MultiQuery
 from efficientllm.spec.problems import nearest
 
 Arch = Literal["dense", "moe", "moe-mla", "gpt-neox", "mamba1", "mamba2"]
+Encoding = Literal["rope", "sinusoidal", "learned", "t5", "alibi", "none"]
 
 Size = Annotated[int, Field(ge=0, lt=1 << 31)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -40,7 +40,10 @@ class Experts(BaseModel):
 
 
 class Latent(BaseModel):
-    """Multi-head latent attention (DeepSeek-V2/V3): low-rank queries, keys and values."""
+    """Multi-head latent attention (DeepSeek-V2/V3): low-rank keys and values, and queries.
+
+    A `q_rank` of 0 means that queries come from the hidden state directly.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,6 +52,25 @@ class Latent(BaseModel):
     qk_nope_dim: Size
     qk_rope_dim: Size
     v_dim: Size
+
+
+class Sparse(BaseModel):
+    """Native sparse attention: blocks that are compressed, those read whole, and a window."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: Positive
+    selected: Positive
+    window: Positive
+
+
+class Relative(BaseModel):
+    """T5's learned biases: one for each head and bucket of distances."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    buckets: Positive
+    max_distance: Positive
 
 
 class State(BaseModel):
@@ -100,7 +122,13 @@ class Shape(BaseModel):
     norm_eps: float = 1e-6
     experts: Experts | None = None
     latent: Latent | None = None
+    sparse: Sparse | None = None
     state: State | None = None
+    position: Encoding = "rope"
+    relative: Relative | None = None
+    custom: str = ""
+    """The class of a user's own attention, whose weights and work nothing here can count."""
+
     parameters: Count | None = None
     active_parameters: Count | None = None
     note: str = ""
@@ -108,8 +136,15 @@ class Shape(BaseModel):
 
     @property
     def gated_decoder(self) -> bool:
-        """Whether our own decoder can build it: RMSNorm, RoPE, gated feed-forward."""
-        return self.arch == "dense" and self.rotary_share == 1.0 and self.sliding_window is None
+        """Whether our own decoder builds it: RMSNorm, whole-head rotations, gated feed-forward."""
+        windowed = self.sliding_window is not None and self.family != "backbone"
+        return self.arch == "dense" and self.rotary_share == 1.0 and not windowed
+
+    @property
+    def published(self) -> bool:
+        """Whether transformers has a family (Llama, Qwen2, Qwen3) with just these parts."""
+        studied = self.latent or self.sparse or self.sliding_window or self.custom
+        return self.gated_decoder and not studied and self.position == "rope"
 
 
 def read_catalog(name: str) -> Any:
@@ -145,27 +180,8 @@ def shape_named(name: str) -> Shape:
     raise SpecError(f"model: the catalog has no shape {name!r}{nearest(name, shapes())}")
 
 
-def backbone_shape(spec: Backbone) -> Shape:
-    """The controlled backbone's sizes with the attention and the replacements of a case."""
-    known = presets()
-    if spec.preset not in known:
-        raise SpecError(f"model: no backbone preset {spec.preset!r}{nearest(spec.preset, known)}")
-    given = ("layers", "hidden", "heads", "head_dim", "ffn", "vocab")
-    sizes = {k: getattr(spec, k) for k in given if getattr(spec, k) is not None}
-    shape = known[spec.preset].model_copy(update=sizes)
-    match spec.attention:
-        case MultiHead():
-            kv_heads = shape.heads
-        case MultiQuery():
-            kv_heads = 1
-        case GroupedQuery(kv_heads=kv):
-            kv_heads = kv or shape.kv_heads
-    if shape.heads % kv_heads:
-        raise SpecError(f"model: {shape.heads} query heads do not divide into {kv_heads} groups")
-    if shape.head_dim % 2:
-        raise SpecError(f"model: head_dim {shape.head_dim} must be even for rotary positions")
-    return shape.model_copy(update={"kv_heads": kv_heads})
-
+OWN_FAMILY = "efficientllm-decoder"
+"""The `model_type` of saved models that have parts no published family has."""
 
 _DENSE = {"llama", "mistral", "qwen2", "qwen3"}
 _MOE = {"mixtral", "qwen3_moe"}
@@ -174,6 +190,8 @@ _MOE = {"mixtral", "qwen3_moe"}
 def shape_from_config(config: dict[str, Any], name: str) -> Shape | None:
     """The shape in a checkpoint's `config.json`; None for families without formulas here."""
     kind = config.get("model_type")
+    if kind == OWN_FAMILY:
+        return Shape.model_validate(config["shape"])
     mixed = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
     if kind not in _DENSE | _MOE or mixed:
         return None

@@ -6,10 +6,11 @@ quantization multiplies in bf16. An unknown card has no MFU.
 
 from __future__ import annotations
 
+from efficientllm.catalog.shape import Shape
 from efficientllm.cost import (
+    attended_pairs,
     attention_flops,
-    causal_pairs,
-    kv_bytes_per_token,
+    cache_read_bytes,
     prefill_flops,
     training_flops,
 )
@@ -42,16 +43,15 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
     if view.case.custom:
         return Unmeasured("nobody has counted what a custom technique changes")
     if isinstance(workload, Training):
-        limit = shape.sliding_window
-        if limit is not None and workload.sequence_length > limit:
-            return Unmeasured("pairs inside a sliding window are not counted in training yet")
         window = view.window("step")
         if isinstance(window, Unmeasured):
             return window
-        pairs = window.counts.get("square_pairs" if full_attention else "pairs")
         tokens = window.counts.get("tokens")
-        if pairs is None or tokens is None:
-            return Unmeasured("the step window counts no tokens or no pairs")
+        pairs = _trained_pairs(view, shape, window, full_attention=full_attention)
+        if isinstance(pairs, Unmeasured):
+            return pairs
+        if tokens is None:
+            return Unmeasured("the step window counts no tokens")
         flops = training_flops(shape, view.case.technique, tokens, pairs)
     elif isinstance(workload, Generate):
         window = view.window("prefill")
@@ -66,10 +66,28 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
     return Unmeasured(_NO_FORMULA) if flops is None else (flops, window)
 
 
+def _trained_pairs(view: View, shape: Shape, window: Window, *, full_attention: bool) -> Value:
+    """Pairs of a step window: as counted, or under the attention of a window or of blocks."""
+    pairs = window.counts.get("square_pairs" if full_attention else "pairs")
+    if pairs is None:
+        return Unmeasured("the step window counts no pairs")
+    length = view.point.context
+    causal = attended_pairs(
+        shape.model_copy(update={"sparse": None, "sliding_window": None}), length
+    )
+    attended = attended_pairs(shape, length)
+    if attended == causal or full_attention:
+        return pairs
+    rows = window.counts.get("samples")
+    if rows is None or pairs != rows * causal:
+        return Unmeasured("pairs inside a window are counted for whole rows only")
+    return rows * attended
+
+
 def _prefill_above_causal(view: View, window: Window) -> float:
     shape, (batch, context) = view.shape, (view.point.batch, view.point.context)
     assert shape is not None
-    counted = causal_pairs(context, shape.sliding_window)
+    counted = attended_pairs(shape, context)
     return (attention_flops(shape, batch * (context**2 - counted)) or 0.0) * window.units
 
 
@@ -129,12 +147,17 @@ def decode_bytes(view: View) -> tuple[float, Window] | Unmeasured:
         return Unmeasured("which experts were read is not counted yet")
     held = build.bytes_by_kind
     # An untied embedding is a lookup of a few rows; a tied one is read whole as the head.
-    weights = sum(v for k, v in held.items() if k != "embedding" or shape.tied)
+    lookups = {"position"} if shape.tied else {"position", "embedding"}
+    weights = sum(size for kind, size in held.items() if kind not in lookups)
     element = 4 if view.record.resolved.get("activations") == "float32" else 2
     reads = window.counts.get("cache_reads")
     if reads is None:
         return Unmeasured("the decode window counts no reads of the cache")
-    return weights * window.units + kv_bytes_per_token(shape, element) * reads, window
+    if shape.custom:
+        return Unmeasured(_NO_FORMULA)
+    sequences = window.units * view.point.batch
+    cache = sequences * cache_read_bytes(shape, reads / sequences, element)
+    return weights * window.units + cache, window
 
 
 def mbu(view: View) -> Value:

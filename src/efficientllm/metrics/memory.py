@@ -77,8 +77,12 @@ def kv_bytes_per_token(view: View) -> Value:
     held = view.point.holdings.get("kv_cache")
     if held is None:
         return Unmeasured("the trial ended before it")
-    slots = -(-(view.point.context + int(view.record.case["workload"]["new_tokens"])) // 64) * 64
-    return held / (view.point.batch * slots)
+    return held / (view.point.batch * cache_slots(view))
+
+
+def cache_slots(view: View) -> int:
+    """Tokens that a point's cache is made for: its context and what is generated, in 64s."""
+    return -(-(view.point.context + int(view.record.case["workload"]["new_tokens"])) // 64) * 64
 
 
 def activations_gib(view: View) -> Value:

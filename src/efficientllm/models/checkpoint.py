@@ -18,13 +18,8 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from efficientllm.catalog.shape import (
-    Shape,
-    backbone_shape,
-    read_config,
-    shape_from_config,
-    shape_named,
-)
+from efficientllm.catalog.shape import Shape, read_config, shape_from_config, shape_named
+from efficientllm.matching import matched_shape
 from efficientllm.models import huggingface
 from efficientllm.models.decoder import Decoder, beyond_decoder
 from efficientllm.record import Unsupported
@@ -47,7 +42,7 @@ def build_model(
     """
     match spec:
         case Backbone():
-            return _random(backbone_shape(spec), "decoder", device, dtype, seed)
+            return _random(matched_shape(spec), "decoder", device, dtype, seed)
         case CatalogShape():
             return _random(shape_named(spec.name), spec.implementation, device, dtype, seed)
         case Checkpoint():
@@ -259,11 +254,17 @@ def save_checkpoint(model: PreTrainedModel, folder: Path) -> str:
     """Save as a plain checkpoint that other tools read; the SHA-256 of the weights.
 
     A model of our decoder is saved under the published family that has its parts: Qwen3
-    (norms on q and k), Qwen2 (biases) or Llama.
+    (norms on q and k), Qwen2 (biases) or Llama; under our own name where none has. Raises
+    Unsupported for a user's own attention, which no configuration can rebuild.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Decoder):
-        config = huggingface.published_config(model.shape)
+        if model.shape.custom:
+            raise Unsupported(
+                f"{model.shape.custom} is code of its own: a saved model could not be read again"
+            )
+        published = model.shape.published
+        config = huggingface.published_config(model.shape) if published else model.config
         config.dtype = next(model.parameters()).dtype
         config.save_pretrained(folder)
         # Rows of a fused weight share its storage; a copy of their own is what gets saved.

@@ -1,6 +1,6 @@
 """Our decoder: one readable model for the controlled backbone and the Llama/Qwen families.
 
-RMSNorm, rotary positions, grouped-query attention, gated feed-forward. Parameters carry
+RMSNorm, an attention, an encoding of positions, gated feed-forward. Parameters carry
 transformers' Qwen2 and Llama names, so adapters, checkpoints and other tools find what
 they expect, and its logits equal theirs (tested). Blocks receive their cache as tensors,
 never by layer index, so all layers share one compiled graph.
@@ -10,6 +10,7 @@ Legend: B batch, T new positions, S cache slots, C hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,18 +18,25 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from efficientllm.catalog.shape import Shape
-from efficientllm.models.attention import Attention, KeyValue
+from efficientllm.catalog.shape import OWN_FAMILY, Shape
+from efficientllm.models.attention import Attention
+from efficientllm.models.encoding import Encoding, encoding_of
 from efficientllm.models.feedforward import FeedForward
-from efficientllm.models.position import Documents, Positions, Rotary
+from efficientllm.models.latent import LatentAttention
+from efficientllm.models.position import Documents, Positions
+from efficientllm.record import Unsupported
 
-Cache = list[KeyValue]
+Cache = list[Any]
+"""The static cache of every layer, each a tuple of tensors that its attention made."""
+
+Mixer = Callable[[Shape], nn.Module]
+"""What makes a layer's attention from a shape, where it is a user's own."""
 
 
 class DecoderConfig(PreTrainedConfig):
     """A shape in the form that transformers saves beside weights."""
 
-    model_type = "efficientllm-decoder"
+    model_type = OWN_FAMILY
 
     def __init__(self, shape: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.shape = shape or {}
@@ -43,42 +51,54 @@ class DecoderConfig(PreTrainedConfig):
 class Block(nn.Module):
     """One decoder layer: attention, then feed-forward, each behind a norm and a residual."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, mixer: Mixer | None) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(shape.hidden, shape.norm_eps)
-        self.self_attn: Attention = Attention(
-            shape.hidden,
-            shape.heads,
-            shape.kv_heads,
-            shape.head_dim,
-            bias=shape.qkv_bias,
-            qk_norm=shape.qk_norm,
-            eps=shape.norm_eps,
-        )
+        self.self_attn: nn.Module = (mixer or attention_of)(shape)
         self.post_attention_layernorm = nn.RMSNorm(shape.hidden, shape.norm_eps)
         self.mlp = FeedForward(shape.hidden, shape.ffn)
 
-    def forward(self, x: Tensor, positions: Positions, cache: KeyValue | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Positions, cache: Any = None) -> Tensor:
         """x [B, T, C] -> [B, T, C]."""
         x = x + self.self_attn(self.input_layernorm(x), positions, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def attention_of(shape: Shape) -> nn.Module:
+    """The attention that a shape names, for one layer."""
+    if shape.custom:
+        raise Unsupported(f"{shape.custom} is code of its own: it needs the file it came from")
+    if shape.latent is not None:
+        return LatentAttention(shape.hidden, shape.heads, shape.latent, eps=shape.norm_eps)
+    return Attention(
+        shape.hidden,
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
+        bias=shape.qkv_bias,
+        qk_norm=shape.qk_norm,
+        eps=shape.norm_eps,
+        window=shape.sliding_window,
+    )
+
+
 class Body(nn.Module):
     """Embeddings, layers, final norm (the part that transformers calls `model`)."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, mixer: Mixer | None) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
-        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(Block(shape, mixer) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.hidden, shape.norm_eps)
-        self.rotary = Rotary(shape.head_dim, shape.rope_theta, shape.rope_scaling)
+        self.position: Encoding = encoding_of(shape)
 
-    def forward(self, tokens: Tensor, positions: Positions, cache: Cache | None = None) -> Tensor:
-        """tokens [B, T] -> hidden states [B, T, C]."""
-        x = self.embed_tokens(tokens)
-        for index, block in enumerate(self.layers):
-            x = block(x, positions, None if cache is None else cache[index])
+    def forward(
+        self, tokens: Tensor, index: Tensor, positions: Positions, cache: Cache | None = None
+    ) -> Tensor:
+        """tokens [B, T] at positions `index` [T] -> hidden states [B, T, C]."""
+        x = self.position.embed(self.embed_tokens(tokens), index)
+        for number, block in enumerate(self.layers):
+            x = block(x, positions, None if cache is None else cache[number])
         return self.norm(x)
 
 
@@ -91,18 +111,21 @@ class Decoder(PreTrainedModel):
     _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, mixer: Mixer | None = None) -> None:
         super().__init__(config)
         self.shape = Shape.model_validate(config.shape)
-        self.model = Body(self.shape)
+        self.model = Body(self.shape, mixer)
         self.lm_head = nn.Linear(self.shape.hidden, self.shape.vocab, bias=False)
         self.post_init()
 
     @classmethod
-    def from_shape(cls, shape: Shape) -> Decoder:
-        """The decoder of a shape, on whatever device is current (`torch.device`)."""
+    def from_shape(cls, shape: Shape, mixer: Mixer | None = None) -> Decoder:
+        """The decoder of a shape, on whatever device is current (`torch.device`).
+
+        `mixer` makes the attention of each layer where the shape's is a user's own.
+        """
         fields = shape.model_dump(exclude={"sources", "note", "parameters", "active_parameters"})
-        return cls(DecoderConfig(fields))
+        return cls(DecoderConfig(fields), mixer)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -111,7 +134,7 @@ class Decoder(PreTrainedModel):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Rotary):
+        elif isinstance(module, Encoding):
             module.reset()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -135,34 +158,46 @@ class Decoder(PreTrainedModel):
 
     def hidden(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
         """Final hidden states [B, T, C]; the loss multiplies them by the head in chunks."""
+        self._refuse_beyond(tokens.shape[1])
         index = torch.arange(tokens.shape[1], device=tokens.device)
         if documents is not None:
             index = _restart(index, documents)
-        return self.model(tokens, self._positions(index)._replace(documents=documents))
+        return self.model(tokens, index, self._positions(index)._replace(documents=documents))
 
     def new_cache(self, batch: int, slots: int) -> Cache:
         """A static cache of `slots` positions for each of `batch` sequences."""
+        self._refuse_beyond(slots)
         table = self.get_input_embeddings().weight
         blocks = (block for block in self.model.layers if isinstance(block, Block))
         return [
-            block.self_attn.new_cache(batch, slots, table.device, table.dtype) for block in blocks
+            block.self_attn.new_cache(batch, slots, table.device, table.dtype)  # type: ignore[operator]
+            for block in blocks
         ]
 
     def prefill(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Fill the cache with prompts [B, T]; logits of the last position, [B, V]."""
         index = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.model(tokens, self._positions(index), cache)
+        x = self.model(tokens, index, self._positions(index), cache)
         return self.lm_head(x[:, -1])
 
     def decode(self, tokens: Tensor, slot: Tensor, cache: Cache) -> Tensor:
-        """One new token [B, 1] for each sequence at cache slot `slot` [1]; logits [B, V]."""
-        slots = torch.arange(cache[0].k.shape[2], device=tokens.device)
-        positions = self._positions(slot)._replace(slot=slot, visible=slots <= slot)
-        return self.lm_head(self.model(tokens, positions, cache)[:, -1])
+        """One new token [B, 1] for each sequence at position `slot` [1]; logits [B, V]."""
+        positions = self._positions(slot)._replace(slot=slot)
+        return self.lm_head(self.model(tokens, slot, positions, cache)[:, -1])
 
     def _positions(self, index: Tensor) -> Positions:
-        cos, sin = self.model.rotary(index, self.get_input_embeddings().weight.dtype)
-        return Positions(cos, sin)
+        encoding = self.model.position
+        cos, sin = encoding.angles(index, self.get_input_embeddings().weight.dtype) or (None, None)
+        return Positions(cos, sin, bias=encoding.bias(), slopes=encoding.slopes())
+
+    def _refuse_beyond(self, length: int) -> None:
+        """A learned position that was never learned has no vector."""
+        most = self.shape.max_positions
+        if self.shape.position == "learned" and length > most:
+            raise Unsupported(
+                f"{self.shape.name} has {most} learned positions and {length} are asked for; give"
+                " model.position={kind: learned, max_positions: ...} or a shorter length"
+            )
 
 
 def _restart(index: Tensor, documents: Documents) -> Tensor:

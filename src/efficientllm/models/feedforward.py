@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x)); parameter names are those of Qwen2 and Llama."""
 
+    FUSED: ClassVar = {"gate_up_proj": ("gate_proj", "up_proj")}
     gate_up_proj: nn.Linear
     fused_sizes: tuple[int, ...]
 

@@ -1,7 +1,8 @@
-"""Fusing: q, k, v as one product, gate and up as one. A step, not a shape.
+"""Fusing: products that read the same input become one (q, k, v; gate, up). A step, not a shape.
 
 Done in `prepare`, after adapters are attached or merged and before weight-only
-quantization. Exact, because rows of a product are independent. The state dict keeps the
+quantization. A module says in `FUSED` what of it may be fused, under which name. Exact,
+because rows of a product are independent. The state dict keeps the
 unfused names both ways, so checkpoints never know. Modules that an adapter or a
 quantizer has replaced are left alone, and the record says how many were fused.
 """
@@ -14,18 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from efficientllm.models.attention import Attention
-from efficientllm.models.feedforward import FeedForward
-
 
 def fuse(model: nn.Module) -> int:
     """Fuse every plain group of linear layers in place; how many groups were fused."""
     fused = 0
     for module in model.modules():
-        if isinstance(module, Attention):
-            fused += _fuse_group(module, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
-        elif isinstance(module, FeedForward):
-            fused += _fuse_group(module, ("gate_proj", "up_proj"), "gate_up_proj")
+        for name, parts in getattr(module, "FUSED", {}).items():
+            fused += _fuse_group(module, parts, name)
     return fused
 
 

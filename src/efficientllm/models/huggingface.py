@@ -22,13 +22,13 @@ from transformers import (
 from transformers.models.deepseek_v3 import DeepseekV3Config
 
 from efficientllm.catalog.shape import Shape
-from efficientllm.models.position import Rotary
+from efficientllm.models.encoding import Encoding
 
 
 def reset_buffers(model: PreTrainedModel) -> None:
     """Compute again what a model keeps in buffers and `to_empty` has left undefined."""
     for module in model.modules():
-        if isinstance(module, Rotary):
+        if isinstance(module, Encoding):
             module.reset()
         elif hasattr(module, "inv_freq") and hasattr(module, "rope_type"):
             _reset_rotary(module)

@@ -1,17 +1,14 @@
-"""Rotary positions (Su et al. 2021), and what an attention layer is told about where it is.
+"""What an attention layer is told about where its tokens stand.
 
-Legend: T positions, D head size.
+Legend: T new positions, D rotated size of a head, H query heads.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from efficientllm.catalog.shape import RopeScaling
+from torch import Tensor
 
 
 class Documents(NamedTuple):
@@ -27,64 +24,42 @@ class Documents(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """What attention needs to know: rotations, where to write, what not to see.
+    """What attention needs to know: angles, where to write, what scores gain or lose.
 
-    `cos` and `sin` are [T, D]. `slot` is the cache slot of a decode step as a tensor of
-    one element (a Python number would compile anew at every step); `visible` is a mask
-    over all slots of the cache, [S]. `documents` keeps packed documents apart.
+    `cos` and `sin` [T, D] turn queries and keys; None where positions are told otherwise.
+    `slot` is the position of the one new token of a decode step, as a tensor of one
+    element (a Python number would compile anew at every step). `documents` keeps packed
+    documents apart. `bias` [H, n] is added to scores by distance (n - 1 stands for all
+    beyond), `slopes` [H] times the distance is taken off them.
     """
 
-    cos: Tensor
-    sin: Tensor
+    cos: Tensor | None = None
+    sin: Tensor | None = None
     slot: Tensor | None = None
-    visible: Tensor | None = None
     documents: Documents | None = None
+    bias: Tensor | None = None
+    slopes: Tensor | None = None
+
+    @property
+    def biased(self) -> bool:
+        """Whether scores depend on distance."""
+        return self.bias is not None or self.slopes is not None
 
 
-class Rotary(nn.Module):
-    """Angles for rotary positions; holds frequencies only, in float32."""
-
-    frequencies: Tensor
-
-    def __init__(self, head_dim: int, theta: float, scaling: RopeScaling | None) -> None:
-        super().__init__()
-        self.head_dim, self.theta, self.scaling = head_dim, theta, scaling
-        self.register_buffer("frequencies", torch.empty(head_dim // 2), persistent=False)
-        self.reset()
-
-    def reset(self) -> None:
-        """Fill the frequencies; a model built on the meta device has none until then."""
-        device = self.frequencies.device
-        if device.type == "meta":
-            return
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        frequencies = 1.0 / self.theta**exponent
-        if self.scaling is not None:
-            frequencies = _stretch(frequencies, self.scaling)
-        self.frequencies = frequencies.to(device)
-
-    def forward(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, [T, D] in `dtype`, for integer positions `index` [T]."""
-        angle = torch.outer(index.float(), self.frequencies)
-        angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3's scaling: slow rotations are divided by `factor`, fast ones kept, the rest blended.
-
-    Source: the `llama3` rule of transformers' `modeling_rope_utils.py`.
-    """
-    original = scaling.original_max_positions
-    wavelength = 2 * math.pi / frequencies
-    blend = (original / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    blend = blend.clamp(0.0, 1.0)
-    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of each head, x [..., T, D] by angles [T, D]."""
+def rotate(x: Tensor, positions: Positions) -> Tensor:
+    """Turn the two halves of each head, x [..., T, D], by its angle; as it is without angles."""
+    if positions.cos is None or positions.sin is None:
+        return x
+    # Under autocast the angles are float32 and x is not; the kernel wants one type.
+    cos, sin = positions.cos.to(x.dtype), positions.sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def distances(slot: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """How far back each slot of a cache lies from position `slot` [1], and which are filled.
+
+    The cache is a ring: position p lies in slot p % slots. Both are [slots].
+    """
+    back = (slot - torch.arange(slots, device=slot.device)) % slots
+    return back, back <= slot

@@ -14,52 +14,40 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from efficientllm.spec.architecture import (
+    BIASES,
+    Attention,
+    CustomAttention,
+    GroupedQuery,
+    MultiHeadLatent,
+    NativeSparse,
+    Position,
+    RotaryPosition,
+    Size,
+)
 from efficientllm.spec.canonical import Spec, local
 
 Implementation = Literal["auto", "decoder", "transformers"]
-Size = Annotated[int, Field(ge=1, le=1 << 20)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-
-class MultiHead(Spec):
-    """Every query head has its own key and value head (Vaswani et al. 2017)."""
-
-    kind: Literal["mha"] = "mha"
-
-
-class GroupedQuery(Spec):
-    """Groups of query heads share a key and value head (Ainslie et al. 2023)."""
-
-    kind: Literal["gqa"] = "gqa"
-    kv_heads: Size | None = Field(None, description="null: the preset's own number")
-
-
-class MultiQuery(Spec):
-    """All query heads share one key and value head (Shazeer 2019)."""
-
-    kind: Literal["mqa"] = "mqa"
-
-
-def _kind_from_name(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-Attention = Annotated[
-    Annotated[MultiHead | GroupedQuery | MultiQuery, Field(discriminator="kind")],
-    BeforeValidator(_kind_from_name),
-]
+Match = Literal["none", "params", "flops", "cache"]
 
 
 class Backbone(Spec):
     """The controlled backbone: Qwen2.5-style, everything but the studied part held fixed.
 
     A preset gives every size; the fields below replace single ones. `vocab` is the
-    number of embedding rows; the tokenizer may know fewer.
+    number of embedding rows; the tokenizer may know fewer. `match` resizes the
+    feed-forward until something equals that of the preset with its own attention:
+    parameters, FLOPs of a forward pass for each token of a row, or the bytes that one
+    decoded token has to read (weights and cache); the last two at `match_context` tokens.
     """
 
     kind: Literal["backbone"] = "backbone"
     preset: Name = "0.5B"
     attention: Attention = GroupedQuery()
+    position: Position = RotaryPosition()
+    match: Match = "none"
+    match_context: Annotated[int, Field(ge=2, le=1 << 22)] = 4096
     layers: Size | None = None
     hidden: Size | None = None
     heads: Size | None = None
@@ -68,6 +56,20 @@ class Backbone(Spec):
     vocab: Annotated[int, Field(ge=256, le=1 << 20)] | None = None
     tokenizer: str = local("auto", description="a tokenizer.json, or its folder")
     tokenizer_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Backbone:
+        attention, position = self.attention, self.position
+        if isinstance(position, BIASES) and isinstance(attention, MultiHeadLatent | NativeSparse):
+            raise ValueError(
+                f"position {position.kind} adds a bias to every score, which {attention.kind}"
+                " has no place for; use rope, sinusoidal, learned or none"
+            )
+        if self.match != "none" and isinstance(attention, CustomAttention):
+            raise ValueError(f"match: nobody has counted what {attention.name} holds or reads")
+        if self.match == "none" and self.match_context != 4096:
+            raise ValueError("match_context belongs to match: flops or cache")
+        return self
 
 
 class CatalogShape(Spec):

@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from efficientllm.catalog.shape import backbone_shape, model_names, presets, shape_named
+from efficientllm.catalog.backbone import backbone_shape
+from efficientllm.catalog.shape import model_names, presets, shape_named
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import Document, Path_, SpecError, dotted, parse, read
 from efficientllm.spec.grid import Draft, axes_of, expand

@@ -40,6 +40,7 @@ def kind_of(name: str) -> str:
     """The kind of module that a parameter belongs to, by its name."""
     for part, kind in (
         ("lora_", "adapter"),
+        ("model.position.", "position"),
         ("embed", "embedding"),
         ("lm_head", "head"),
         ("norm", "norm"),

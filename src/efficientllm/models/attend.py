@@ -1,0 +1,175 @@
+"""Attention itself: which kernel runs, by what is asked. Only these calls are allowed:
+
+* whole rows of equal length (training, scoring, prefill): `is_causal`, no mask. A dense
+  mask differentiated through cuDNN gives NaN gradients at some lengths
+  (pytorch#196678).
+* windows and biases: FlexAttention on CUDA; elsewhere a masked reference, because
+  FlexAttention has no backward pass on a CPU. A window that holds the whole row is none.
+* packed documents: variable-length attention on CUDA; elsewhere one call a document.
+* one new token against a static cache: a product against every slot with a length mask,
+  without gradients. `is_causal` with one query would see the first key only.
+
+Legend: B batch, T new positions, S cache slots, H query heads, K key/value heads, D head
+size, E size of a value (D, but for latent attention).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
+
+from efficientllm.models.position import Documents, Positions, distances
+from efficientllm.record import Unsupported
+
+# Before torch 2.12 the variable-length kernel takes grouped heads without being asked to.
+_VARLEN_ASKS_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+_NOWHERE = Positions()
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, positions: Positions = _NOWHERE, window: int | None = None
+) -> Tensor:
+    """Causal attention of whole rows. q [B, H, T, D], k [B, K, T, D], v [B, K, T, E].
+
+    Gives [B, H, T, E]. With `window` a query sees that many tokens, itself included; with
+    documents B is 1 and no position sees another document.
+    """
+    if window is not None and window >= k.shape[2]:
+        window = None
+    if positions.documents is not None:
+        return _attend_packed(q, k, v, positions, window)
+    if window is None and not positions.biased:
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    if q.is_cuda:
+        return _attend_flex(q, k, v, positions, window)
+    return attend_masked(q, k, v, positions, window)
+
+
+def attend_masked(
+    q: Tensor, k: Tensor, v: Tensor, positions: Positions, window: int | None
+) -> Tensor:
+    """The plain reference of windows and biases: every score is written out, in float32."""
+    length, groups = q.shape[2], q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    index = torch.arange(length, device=q.device)
+    back = index[:, None] - index[None, :]
+    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    scores = _with_distance(scores, back.clamp(min=0), positions)
+    return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1).to(v.dtype) @ v
+
+
+def _with_distance(scores: Tensor, back: Tensor, positions: Positions) -> Tensor:
+    """Scores [B, H, ...] with what depends on distance; `back` is [...]."""
+    ones = (1,) * back.ndim
+    if positions.bias is not None:
+        scores = scores + positions.bias[:, back.clamp(max=positions.bias.shape[1] - 1)]
+    if positions.slopes is not None:
+        scores = scores - positions.slopes.view(-1, *ones) * back
+    return scores
+
+
+def _attend_flex(
+    q: Tensor, k: Tensor, v: Tensor, positions: Positions, window: int | None
+) -> Tensor:
+    out = flex_attention(
+        q,
+        k,
+        v,
+        score_mod=_score_mod(positions),
+        block_mask=_blocks(q.shape[2], window, q.device),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _score_mod(positions: Positions) -> Callable[..., Tensor] | None:
+    """What FlexAttention adds to the score of one query and one key."""
+    bias, slopes = positions.bias, positions.slopes
+    if bias is not None:
+        last = bias.shape[1] - 1
+
+        def biased(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return score + bias[h, (q - k).clamp(0, last)]
+
+        return biased
+    if slopes is not None:
+
+        def sloped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return score - slopes[h] * (q - k)
+
+        return sloped
+    return None
+
+
+@lru_cache(maxsize=8)
+def _blocks(length: int, window: int | None, device: torch.device) -> BlockMask:
+    """Which blocks of keys each block of queries needs; made once for a length."""
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) if window is None else (q >= k) & (q - k < window)
+
+    return create_block_mask(seen, None, None, length, length, device=device)
+
+
+def _attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, positions: Positions, window: int | None
+) -> Tensor:
+    documents = positions.documents
+    assert documents is not None
+    if q.is_cuda:
+        if positions.biased:
+            raise Unsupported(
+                "packed documents and biases on scores have no kernel here; use rope,"
+                " sinusoidal, learned or none"
+            )
+        return _attend_packed_cuda(q, k, v, documents, window)
+    parts = [t.split(documents.lengths, dim=2) for t in (q, k, v)]
+    alone = positions._replace(documents=None)
+    whole = [attend(a, b, c, alone, window) for a, b, c in zip(*parts, strict=True)]
+    return torch.cat(whole, dim=2)
+
+
+def _attend_packed_cuda(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents, window: int | None
+) -> Tensor:
+    options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
+    if _VARLEN_ASKS_FOR_GROUPS:
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    q, k, v = (t.squeeze(0).transpose(0, 1) for t in (q, k, v))
+    offsets, longest = documents.offsets, documents.longest
+    out = varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)
+    assert isinstance(out, Tensor)
+    return out.transpose(0, 1).unsqueeze(0)
+
+
+def attend_cache(q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
+    """One new query a row against a ring of slots that holds positions up to its own.
+
+    q [B, H, 1, D], k [B, K, S, D], v [B, K, S, E] -> [B, H, 1, E]. Written as two products
+    per key/value head, so that grouped heads read their shared cache once; softmax in
+    float32.
+    """
+    assert positions.slot is not None
+    batch, heads, _, dim = q.shape
+    kv_heads, slots = k.shape[1], k.shape[2]
+    back, filled = distances(positions.slot, slots)
+    grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
+    scores = (grouped @ k.transpose(-1, -2)).float() * dim**-0.5
+    if positions.biased:
+        flat = _with_distance(scores.view(batch, heads, slots), back, positions)
+        scores = flat.view(scores.shape)
+    weights = scores.masked_fill(~filled, float("-inf")).softmax(dim=-1)
+    return (weights.to(v.dtype) @ v).reshape(batch, heads, 1, v.shape[-1])
