@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from efficientllm import predict
+from efficientllm import duration, predict
 from efficientllm.catalog.peaks import machine_named
 from efficientllm.catalog.shape import Shape, presets
 from efficientllm.models.checkpoint import build_model, save_checkpoint
@@ -227,22 +227,22 @@ def test_time_grows_with_work_and_the_cap_bounds_it() -> None:
 
     def guess(**spec: Any) -> float:
         of = case(model="backbone-1.5B", workload={"kind": "pretrain"} | spec)
-        return predict.seconds(of, shape, quick, 3e14, gpu=True)
+        return duration.seconds(of, shape, quick, 3e14, gpu=True)
 
     assert guess() < guess(steps=1000) < guess(steps=2000)
     points = {"batch": [1, 8], "context": [1024]}
     of = case(model="backbone-1.5B", workload={"kind": "generate", "points": points})
-    slow = predict.seconds(of, shape, quick, 1e6, gpu=False)
+    slow = duration.seconds(of, shape, quick, 1e6, gpu=False)
     assert slow < 2 * quick.limits.cap_seconds + 60
 
 
 def test_a_training_step_counts_its_own_tokens_and_pairs() -> None:
     of = case(workload={"kind": "pretrain", "batch": 4, "sequence_length": 64})
-    expected = predict.cost.training_flops(presets()["tiny"], (), 256, 4 * 64 * 65 / 2)
-    assert predict.flops(of, presets()["tiny"], Point(4, 64)) == expected
+    expected = duration.cost.training_flops(presets()["tiny"], (), 256, 4 * 64 * 65 / 2)
+    assert duration.flops(of, presets()["tiny"], Point(4, 64)) == expected
 
 
 def test_a_known_peak_is_counted_on_in_part_and_an_unknown_machine_is_tried() -> None:
-    assert predict.reached_flops(machine_named("h200-141gb")) == pytest.approx(0.35 * 989e12)
-    assert predict.reached_flops(machine_named("v100-32gb")) == pytest.approx(0.35 * 125e12)
-    assert 1e8 < predict.reached_flops(None) < 1e14
+    assert duration.reached_flops(machine_named("h200-141gb")) == pytest.approx(0.35 * 989e12)
+    assert duration.reached_flops(machine_named("v100-32gb")) == pytest.approx(0.35 * 125e12)
+    assert 1e8 < duration.reached_flops(None) < 1e14

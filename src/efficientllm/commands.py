@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from efficientllm import clock, machine, predict
+from efficientllm import clock, duration, machine, predict
 from efficientllm.analysis.table import precise
 from efficientllm.catalog.peaks import machine_named, peak_of
 from efficientllm.catalog.shape import Shape
+from efficientllm.fitting import micro_batches
 from efficientllm.parameters import parameters
 from efficientllm.plan import Planned, Shelf, next_round
 from efficientllm.record import Record
@@ -84,7 +85,7 @@ class _Bound(NamedTuple):
 
 def _most_energy(seconds: float, gpu: machine.Gpu | None) -> _Bound | None:
     """An upper bound for the card alone; None where nobody knows its limit."""
-    watts = predict.most_watts(gpu.power_limit_w, peak_of(gpu.product)) if gpu else None
+    watts = duration.most_watts(gpu.power_limit_w, peak_of(gpu.product)) if gpu else None
     return None if watts is None else _Bound(watts * seconds / 3.6e6, watts)
 
 
@@ -178,19 +179,23 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
     store = Store(store_path)
     here, software = machine.describe(gpu), machine.software(gpu)
     shelf = Shelf(store, suite.cases, here, software)
-    rate = predict.reached_flops(peak_of(gpu.product) if gpu else None)
+    rate = duration.reached_flops(peak_of(gpu.product) if gpu else None)
     table = Table(box=None, pad_edge=False)
     table.add_column("case", overflow="fold")
     for name in ("point", "GiB", "fits", "tokens/param", "time", "trials done"):
         table.add_column(name)
+    rows = micro_batches(suite, here.device_memory_bytes)
     for case in suite.cases:
         shape = predict.shape_of(case, suite)
         done = len(shelf.finished(case, suite.protocol))
         seconds = _seconds(case, suite, shelf, rate, gpu is not None)
         state = f"{done} of {suite.protocol.looks()[0]}"
         for i, point in enumerate(case.points):
-            needed = predict.memory(case, shape, point).total if shape else None
-            fits = _fits(case, shape, point, needed, float(here.device_memory_bytes))
+            at = predict.with_micro_batch(case, rows.get(case.case_id))
+            needed = predict.memory(at, shape, point).total if shape else None
+            fits = _fits(at, shape, point, needed, float(here.device_memory_bytes))
+            if case.case_id in rows:
+                fits += f", micro_batch {rows[case.case_id]}"
             size = "unknown" if needed is None else f"{needed / GIB:.1f}"
             once = (_per_parameter(case, shape), _minutes(seconds), state) if i == 0 else ()
             table.add_row(_short(case, suite), str(point), size, fits, *once)
@@ -269,12 +274,12 @@ def _seconds(case: Case, suite: Suite, shelf: Shelf, rate: float, gpu: bool) -> 
     if earlier:
         return sum(earlier) / len(earlier)
     shape = predict.shape_of(case, suite)
-    return predict.seconds(case, shape, suite.protocol, rate, gpu=gpu)
+    return duration.seconds(case, shape, suite.protocol, rate, gpu=gpu)
 
 
 def _total_seconds(suite: Suite, shelf: Shelf, gpu: machine.Gpu | None) -> float:
     """Seconds of the trials that are missing, measured earlier or guessed."""
-    rate = predict.reached_flops(peak_of(gpu.product) if gpu else None)
+    rate = duration.reached_flops(peak_of(gpu.product) if gpu else None)
     trials = suite.protocol.looks()[0]
     return sum(
         _seconds(case, suite, shelf, rate, gpu is not None)

@@ -28,6 +28,9 @@ from efficientllm.catalog.shape import Shape, Sparse
 from efficientllm.parameters import lora_parameters, parameters
 from efficientllm.spec.technique import Custom, Freeze, Full, Lora, Techniques
 
+PREFILL_TOKENS = 1 << 17
+"""Prompt tokens that go through the model at once; more fill no GPU better."""
+
 DTYPE_BYTES = {"float32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
@@ -114,6 +117,12 @@ def prefill_flops(shape: Shape, batch: int, context: int) -> float | None:
         return None
     layers = 2.0 * batch * context * parameters(shape).products
     return layers + attention + 2.0 * batch * shape.vocab * shape.hidden
+
+
+def prefill_rows(batch: int, context: int) -> int:
+    """Prompts that one forward pass takes: the largest divisor of the batch within a limit."""
+    divisors = (n for n in range(batch, 0, -1) if batch % n == 0)
+    return next((n for n in divisors if n * context <= PREFILL_TOKENS), 1)
 
 
 def decode_flops(shape: Shape, batch: int, context: float) -> float | None:

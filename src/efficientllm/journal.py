@@ -47,6 +47,9 @@ class Task(BaseModel):
     checkpoint: str = ""
     """File in which a training under way is kept; empty when none is to be."""
 
+    micro_batch: int | None = None
+    """Sequences in one forward pass where the case leaves it to `fit`."""
+
     cache_folder: str
     device: Literal["cpu", "accelerator"]
     metered_power: bool

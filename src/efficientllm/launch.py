@@ -53,6 +53,9 @@ class Launcher:
         self.machine = machine.describe(gpu)
         self.software = machine.software(gpu)
         self.idle_power_w: float | None = None
+        self.micro_batches: dict[str, int] = {}
+        """What `micro_batch: fit` means here, by case id (`fitting.py`)."""
+
         self._declared_peak = declared_peak
         self._space_bytes = space_bytes
         self._environment = processes.child_environment(gpu.uuid if gpu else None)
@@ -203,6 +206,7 @@ class Launcher:
             parent_weights=parent,
             product_folder=str(self._product_folder(planned)) if case.makes_product else "",
             checkpoint=str(self._checkpoint(planned)),
+            micro_batch=self.micro_batches.get(case.case_id),
             cache_folder=str(self.store.work / "cache"),
             device="cpu" if self.gpu is None else "accelerator",
             metered_power=self.gpu is not None,

@@ -1,27 +1,23 @@
-"""What a case will need before it is run: memory, and a rough time.
+"""What memory a case will need before it is run.
 
 Memory is counted from the shape: weights and states exactly, activations by what our
 decoder keeps for the backward pass. Against peaks measured on an H100 (0.5B and 1.5B
 trained, 1B fine-tuned in three ways, 8B decoded in five precisions) it is off by 6 % at
 most. It is a prediction and is shown as one; `tight` means within 10 % of what the device
-has. Time is the mean of earlier trials of the
-same case on this machine, else a guess from FLOPs at a stated efficiency.
+has.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from efficientllm import cost
-from efficientllm.catalog.peaks import Peak
 from efficientllm.catalog.shape import Shape, read_config, shape_from_config, shape_named
 from efficientllm.matching import matched_shape
 from efficientllm.parameters import linears, lora_parameters, parameters
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, Product, is_local
-from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.suite import Suite
 from efficientllm.spec.technique import (
     Cast,
@@ -44,8 +40,6 @@ LOSS_SLICE_BYTES = 5 << 28
 """Logits that the loss holds at once (`CHUNK_BYTES` of `workloads/loss.py`, which needs torch)."""
 
 TIGHT = 0.9
-ASSUMED_EFFICIENCY = 0.35
-START_S, COMPILE_S, QUALITY_S = 4.0, 20.0, 4.0
 
 Fit = Literal["fits", "tight", "no", "unknown"]
 
@@ -113,9 +107,10 @@ def memory(case: Case, shape: Shape, point: Point) -> Memory:
     slots = -(-context // 64) * 64
     cache = float(cost.cache_bytes(shape, slots, element) * point.batch)
     # One layer at a time, plus the rows of logits that are asked for.
-    alive = point.batch * point.context * (4 * shape.hidden + 3 * shape.ffn) * element
+    tokens = cost.prefill_rows(point.batch, point.context) * point.context
+    alive = tokens * (4 * shape.hidden + 3 * shape.ffn) * element
     if any(isinstance(t, Int8Dynamic) for t in case.technique):
-        alive += point.batch * point.context * 4 * shape.ffn  # gate and up come out in int32
+        alive += tokens * 4 * shape.ffn  # gate and up come out in int32
     logits = point.batch * shape.vocab * (element + 4)
     return Memory(weights, 0.0, 0.0, float(alive + logits), cache)
 
@@ -179,9 +174,9 @@ def _training(case: Case, spec: Training, shape: Shape, weights: float) -> Memor
     adapted = any(isinstance(t, Lora) for t in case.technique)
     held = ADAPTER_BYTES if adapted else cost.DTYPE_BYTES[spec.precision.params]
     element = cost.DTYPE_BYTES[spec.precision.compute]
-    rows = spec.batch if spec.micro_batch == "auto" else spec.micro_batch
+    rows = spec.micro_batch if isinstance(spec.micro_batch, int) else spec.batch
     tokens = rows * spec.sequence_length
-    attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    attention = _attention_kept(shape)
     kept = 7 * shape.hidden + 1.5 * attention + 3 * shape.ffn
     loss = min(tokens * shape.vocab * element, LOSS_SLICE_BYTES)
     if trained == parameters(shape).total:  # the head learns: its gradient is summed first
@@ -193,6 +188,17 @@ def _training(case: Case, spec: Training, shape: Shape, weights: float) -> Memor
     return Memory(
         weights, trained * held, 2 * trained * held, float(activations), 0.0, kept_gradients
     )
+
+
+def _attention_kept(shape: Shape) -> int:
+    """Values of queries, keys and values that a layer keeps for each token."""
+    if shape.latent is not None:  # the latent, and what is written out of it
+        latent = shape.latent
+        heads = 2 * (latent.qk_nope_dim + latent.qk_rope_dim) + latent.v_dim
+        return shape.heads * heads + latent.kv_rank + latent.qk_rope_dim
+    plain = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    # Each of three branches keeps an output of its own for its gate.
+    return plain if shape.sparse is None else plain + 3 * shape.heads * shape.head_dim
 
 
 def _layers_kept(case: Case, shape: Shape) -> int:
@@ -229,59 +235,9 @@ def _with_batch(case: Case, batch: int) -> Case:
     return case.model_copy(update={"workload": case.workload.model_copy(update=update)})
 
 
-def flops(case: Case, shape: Shape, point: Point) -> float | None:
-    """FLOPs of one unit: a training step, or one whole request batch."""
-    spec = case.workload
-    if isinstance(spec, Training):
-        tokens = spec.batch * spec.sequence_length
-        pairs = spec.batch * cost.attended_pairs(shape, spec.sequence_length)
-        return cost.training_flops(shape, case.technique, tokens, pairs)
-    return cost.prefill_flops(shape, point.batch, point.context)
-
-
-def seconds(
-    case: Case, shape: Shape | None, protocol: Protocol, rate: float, *, gpu: bool
-) -> float:
-    """A guess at a trial's length. `rate` is FLOP/s that the device reaches."""
-    limits, spec = protocol.limits, case.workload
-    compile_s = COMPILE_S if gpu else 0.0
-    scorings = 1 if case.quality is None else 1 + case.quality.curve
-    total = START_S + scorings * QUALITY_S
-    for point in case.points:
-        one = flops(case, shape, point) if shape is not None else None
-        unit = one / rate if one else 0.0
-        if isinstance(spec, Training):
-            steps = spec.budget_steps
-            length = steps * unit if steps else max(limits.min_seconds, limits.min_units * unit)
-            total += compile_s + 1.3 * length
-        else:
-            window = max(limits.min_seconds, limits.min_units * unit)
-            total += compile_s + min(limits.cap_seconds, 2.6 * window + 3 * unit)
-    return total
-
-
-def most_watts(limit_w: float | None, peak: Peak | None) -> float | None:
-    """Power that a card cannot exceed for long: its own limit, else the catalog's; W."""
-    return limit_w or (None if peak is None else peak.power_w)
-
-
-def reached_flops(peak: Peak | None) -> float:
-    """FLOP/s to count on: a share of a known peak, else what a small product reaches here."""
-    if peak is not None:
-        return ASSUMED_EFFICIENCY * (peak.flops("bf16") or peak.flops("fp16") or 1e12)
-    return _processor_flops()
-
-
-@cache
-def _processor_flops() -> float:
-    """Half of what a small float32 product reaches; one answer for one command."""
-    import numpy as np
-
-    from efficientllm.clock import now_ns, seconds_since
-
-    a = np.ones((512, 512), dtype=np.float32)
-    a @ a
-    start = now_ns()
-    for _ in range(4):
-        a @ a
-    return 4 * 2 * 512**3 / seconds_since(start) * 0.5
+def with_micro_batch(case: Case, size: int | None) -> Case:
+    """The case with so many sequences in one forward pass; None leaves it as it is."""
+    if size is None:
+        return case
+    workload = case.workload.model_copy(update={"micro_batch": size})
+    return case.model_copy(update={"workload": workload})

@@ -16,6 +16,7 @@ import torch
 from efficientllm.clock import sleep
 from efficientllm.device import Device, every_attention, pin_attention
 from efficientllm.journal import Task
+from efficientllm.models.attend import kernel
 from efficientllm.models.checkpoint import build_model, tokenizer_folder
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
@@ -27,11 +28,7 @@ from efficientllm.spec.model import Checkpoint, Product
 from efficientllm.spec.technique import Cast, Lora, Techniques
 from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training
 from efficientllm.techniques import apply
-from efficientllm.techniques.build import (
-    DTYPE_NAMES,
-    DTYPES,
-    Build,
-)
+from efficientllm.techniques.build import DTYPE_NAMES, DTYPES, Build
 from efficientllm.techniques.peft import decoder_layers
 from efficientllm.techniques.quantize import Quantization, refuse_few_rows
 from efficientllm.workloads import compiling
@@ -77,6 +74,7 @@ class Assembly:
 def assemble(case: Case, task: Task, device: Device) -> Assembly:
     """Load the model and apply the techniques, in the order written."""
     torch.manual_seed(task.seed)
+    case = _settled(case, task)
     assembly = Assembly(case, device)
     assembly.resolved |= {"device": device.torch.type, "threads": torch.get_num_threads()}
     if isinstance(case.workload, Probe):
@@ -101,6 +99,16 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
         build.model.requires_grad_(False)
         build.model.eval()
     return assembly
+
+
+def _settled(case: Case, task: Task) -> Case:
+    """The case with the micro-batch that this machine can take, where it leaves that open."""
+    spec = case.workload
+    if not isinstance(spec, Training) or isinstance(spec.micro_batch, int):
+        return case
+    size = task.micro_batch if spec.micro_batch == "fit" else None
+    workload = spec.model_copy(update={"micro_batch": size or spec.batch})
+    return case.model_copy(update={"workload": workload})
 
 
 def _first_dtype(case: Case) -> torch.dtype | None:
@@ -135,11 +143,7 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
     if isinstance(spec, Pretrain):
         build.model.requires_grad_(True)
     compute = DTYPES[spec.precision.compute]
-    shape = build.shape
-    grouped = shape is not None and shape.heads != shape.kv_heads
-    attention = pin_attention(
-        spec.attention, device, compute, spec.sequence_length, grouped=grouped
-    )
+    attention = _pinned(build, spec.attention, device, compute, spec.sequence_length)
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=False)
     if how == "layer":
         layers = decoder_layers(build.model)
@@ -149,9 +153,19 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
         "attention": attention,
         "compile": how,
         "loss": resolve_loss(spec.loss, vocab),
-        "micro_batch": spec.batch if spec.micro_batch == "auto" else spec.micro_batch,
+        "micro_batch": spec.micro_batch,
         "tf32": torch.get_float32_matmul_precision(),
     }
+
+
+def _pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, length: int) -> str:
+    """Pin one back-end of plain attention; the name of the kernel that will run."""
+    shape = build.shape
+    grouped = shape is not None and shape.heads != shape.kv_heads
+    plain = pin_attention(wanted, device, dtype, length, grouped=grouped)
+    if shape is None or not _ours(build):
+        return plain
+    return kernel(shape, device.torch, length, plain)
 
 
 def _ours(build: Build) -> bool:
@@ -222,8 +236,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     assert vocabulary is not None
     refuse_few_rows(assembly.case.technique, device.torch, point.batch)
     dtype = build.model.get_input_embeddings().weight.dtype
-    grouped = build.shape is not None and build.shape.heads != build.shape.kv_heads
-    attention = pin_attention(spec.attention, device, dtype, point.context, grouped=grouped)
+    attention = _pinned(build, spec.attention, device, dtype, point.context)
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
     options = compiling.decode_options(point.batch)
     if how == "layer":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from efficientllm import clock
 from efficientllm.analysis.table import precise
+from efficientllm.fitting import micro_batches
 from efficientllm.launch import Launcher
 from efficientllm.machine import Gpu
 from efficientllm.plan import Blocked, Planned, Round, Shelf, env_id, next_round
@@ -73,6 +74,7 @@ class _Run:
     ) -> None:
         self.suite, self.store, self.options, self.events = suite, store, options, events
         self.launcher = launcher
+        launcher.micro_batches = micro_batches(suite, launcher.machine.device_memory_bytes)
         self.start_ns = clock.now_ns()
         self.shelf = Shelf(store, suite.cases, launcher.machine, launcher.software)
         self.records: list[Record] = []

@@ -36,6 +36,7 @@ ATTENTION: dict[str, Any] = {
     "mqa": "mqa",
     "sliding": {"kind": "sliding", "window": 8, "kv_heads": 2},
     "mla": "mla",
+    "nsa": {"kind": "nsa", "kv_heads": 1, "block": 4, "selected": 3, "window": 6},
 }
 POSITION: dict[str, Any] = {
     "rope": "rope",
@@ -49,7 +50,7 @@ PAIRS = [
     (attention, position)
     for attention in ATTENTION
     for position in POSITION
-    if attention != "mla" or position not in ("t5", "alibi")
+    if attention not in ("mla", "nsa") or position not in ("t5", "alibi")
 ]
 
 
@@ -165,7 +166,9 @@ def test_more_positions_than_were_learned_are_refused() -> None:
         model.new_cache(1, 192)
 
 
-@pytest.mark.parametrize(("attention", "position"), [("mla", "rope"), ("sliding", "t5")])
+@pytest.mark.parametrize(
+    ("attention", "position"), [("mla", "rope"), ("sliding", "t5"), ("nsa", "none")]
+)
 def test_a_variant_saved_is_the_variant_loaded(
     attention: str, position: str, tmp_path: Path
 ) -> None:

@@ -19,11 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import CausalLMOutput
 
 from efficientllm.catalog.shape import OWN_FAMILY, Shape
+from efficientllm.cost import prefill_rows
 from efficientllm.models.attention import Attention
 from efficientllm.models.encoding import Encoding, encoding_of
 from efficientllm.models.feedforward import FeedForward
 from efficientllm.models.latent import LatentAttention
 from efficientllm.models.position import Documents, Positions
+from efficientllm.models.sparse import SparseAttention
 from efficientllm.record import Unsupported
 
 Cache = list[Any]
@@ -70,16 +72,15 @@ def attention_of(shape: Shape) -> nn.Module:
         raise Unsupported(f"{shape.custom} is code of its own: it needs the file it came from")
     if shape.latent is not None:
         return LatentAttention(shape.hidden, shape.heads, shape.latent, eps=shape.norm_eps)
-    return Attention(
-        shape.hidden,
-        shape.heads,
-        shape.kv_heads,
-        shape.head_dim,
-        bias=shape.qkv_bias,
-        qk_norm=shape.qk_norm,
-        eps=shape.norm_eps,
-        window=shape.sliding_window,
-    )
+    parts: dict[str, Any] = {
+        "bias": shape.qkv_bias,
+        "qk_norm": shape.qk_norm,
+        "eps": shape.norm_eps,
+    }
+    sizes = (shape.hidden, shape.heads, shape.kv_heads, shape.head_dim)
+    if shape.sparse is not None:
+        return SparseAttention(*sizes, shape.sparse, **parts)
+    return Attention(*sizes, **parts, window=shape.sliding_window)
 
 
 class Body(nn.Module):
@@ -175,7 +176,19 @@ class Decoder(PreTrainedModel):
         ]
 
     def prefill(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Fill the cache with prompts [B, T]; logits of the last position, [B, V]."""
+        """Fill the cache with prompts [B, T]; logits of the last position, [B, V].
+
+        Long prompts go through a few rows at a time: what a layer holds for all of them at
+        once would take more memory than their cache.
+        """
+        rows = prefill_rows(*tokens.shape)
+        logits = [
+            self._prefill(tokens[first : first + rows], _rows_of(cache, first, first + rows))
+            for first in range(0, tokens.shape[0], rows)
+        ]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def _prefill(self, tokens: Tensor, cache: Cache) -> Tensor:
         index = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.model(tokens, index, self._positions(index), cache)
         return self.lm_head(x[:, -1])
@@ -198,6 +211,11 @@ class Decoder(PreTrainedModel):
                 f"{self.shape.name} has {most} learned positions and {length} are asked for; give"
                 " model.position={kind: learned, max_positions: ...} or a shorter length"
             )
+
+
+def _rows_of(cache: Cache, first: int, last: int) -> Cache:
+    """The same cache, seen for some of its sequences."""
+    return [getattr(type(layer), "_make", tuple)(t[first:last] for t in layer) for layer in cache]
 
 
 def _restart(index: Tensor, documents: Documents) -> Tensor:

@@ -99,8 +99,10 @@ class Training(Spec):
 
     sequence_length: Length = 4096
     batch: Count = Field(8, description="sequences in one optimizer step")
-    micro_batch: Count | Literal["auto"] = Field(
-        "auto", description="sequences in one forward pass; auto: all of `batch`"
+    micro_batch: Count | Literal["auto", "fit"] = Field(
+        "auto",
+        description="sequences in one forward pass; auto: all of `batch`; fit: as many as the"
+        " hungriest case of the suite at this size and length can take here",
     )
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     tokens: Tokens | None = Field(
@@ -121,7 +123,7 @@ class Training(Spec):
             raise ValueError("give steps or tokens, not both")
         if self.checkpoint_every is not None and not self.budgeted:
             raise ValueError("checkpoint_every needs steps or tokens")
-        if self.micro_batch != "auto" and self.batch % self.micro_batch:
+        if isinstance(self.micro_batch, int) and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
         return self
 

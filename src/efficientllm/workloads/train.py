@@ -196,7 +196,7 @@ class Train:
     def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Documents | None]]:
         tokens, targets = (to_device(t, self._device) for t in (batch.tokens, batch.targets))
         size = self._spec.micro_batch
-        count = 1 if size == "auto" else self._spec.batch // size
+        count = self._spec.batch // size if isinstance(size, int) else 1
         if batch.documents is None:
             rows = zip(tokens.chunk(count), targets.chunk(count), strict=True)
             return [(t, g, None) for t, g in rows]
