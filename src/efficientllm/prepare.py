@@ -17,14 +17,13 @@ from efficientllm.clock import sleep
 from efficientllm.device import Device, every_attention, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.attend import kernel
-from efficientllm.models.checkpoint import build_model, tokenizer_folder
+from efficientllm.models.checkpoint import build_model
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
 from efficientllm.parameters import parameters
-from efficientllm.record import Scores, Unsupported
+from efficientllm.record import Scores
 from efficientllm.spec.case import Case, Point, Quality
-from efficientllm.spec.model import Checkpoint, Product
 from efficientllm.spec.technique import Cast, Lora, Techniques
 from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training
 from efficientllm.techniques import apply
@@ -39,7 +38,7 @@ from efficientllm.workloads.probe import Probe as ProbeWork
 from efficientllm.workloads.quality import score
 from efficientllm.workloads.text import Corpus, read_corpus
 from efficientllm.workloads.train import Train, autocast
-from efficientllm.workloads.vocabulary import Vocabulary, builtin_vocabulary, load_vocabulary
+from efficientllm.workloads.vocabulary import Vocabulary, vocabulary_of
 
 UNBUDGETED_BATCHES = 64
 """Different batches that work without declared steps goes through before it repeats them."""
@@ -90,7 +89,10 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
     assembly.resolved["implementation"] = (
         "decoder" if isinstance(model, Decoder) else "transformers"
     )
-    assembly.vocabulary = _vocabulary(case, task, model)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    assembly.vocabulary = vocabulary_of(
+        case.model, rows, parent=task.parent_weights, cache=task.cache_folder
+    )
     assembly.resolved["tokenizer_sha256"] = assembly.vocabulary.sha256
     _apply(build, case.technique, assembly.resolved)
     if isinstance(case.workload, Training):
@@ -170,26 +172,6 @@ def _pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, lengt
 
 def _ours(build: Build) -> bool:
     return isinstance(build.model, Decoder)
-
-
-def _vocabulary(case: Case, task: Task, model: Any) -> Vocabulary:
-    """The checkpoint's own tokenizer, the one named, or the built-in one."""
-    spec, rows = case.model, int(model.get_input_embeddings().weight.shape[0])
-    named = getattr(spec, "tokenizer", "auto")
-    if isinstance(spec, Checkpoint):
-        vocabulary = load_vocabulary(tokenizer_folder(spec))
-    elif isinstance(spec, Product):
-        vocabulary = load_vocabulary(Path(task.parent_weights))
-    elif named != "auto":
-        vocabulary = load_vocabulary(Path(named).expanduser())
-    else:
-        vocabulary = builtin_vocabulary(rows, Path(task.cache_folder))
-    if vocabulary.size > rows:
-        raise Unsupported(
-            f"the tokenizer knows {vocabulary.size} tokens, the model has {rows} embedding rows;"
-            " give model.vocab or another tokenizer"
-        )
-    return vocabulary
 
 
 def work_for(assembly: Assembly, point: Point, task: Task) -> Train | GenerateWork | ProbeWork:

@@ -31,7 +31,7 @@ from efficientllm.catalog.shape import Sparse
 from efficientllm.models.attend import attend
 from efficientllm.models.attention import Attention
 from efficientllm.models.position import Positions, rotate
-from efficientllm.models.sparse_kernels import runs_here, sparse_branches
+from efficientllm.models.sparse_kernels import obstacle, sparse_branches
 from efficientllm.record import Unsupported
 
 
@@ -60,7 +60,7 @@ class SparseAttention(Attention):
         eps: float,
     ) -> None:
         super().__init__(hidden, heads, kv_heads, head_dim, bias=bias, qk_norm=qk_norm, eps=eps)
-        self.sizes = sizes
+        self.sizes, self.kernels = sizes, not obstacle(heads, kv_heads, sizes)
         self.g_proj = nn.Linear(hidden, 3 * heads, bias=False)
 
     def forward(self, x: Tensor, positions: Positions, cache: SparseCache | None = None) -> Tensor:  # type: ignore[override]
@@ -96,7 +96,7 @@ class SparseAttention(Attention):
         return SparseCache(*made)
 
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if runs_here(q, k, self.sizes):
+        if self.kernels and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
             means = block_means(k, self.sizes), block_means(v, self.sizes)
             return sparse_branches(q, k, v, *means, self.sizes)
         return sparse_reference(q, k, v, self.sizes)

@@ -19,6 +19,8 @@ from efficientllm.catalog.shape import Sparse
 KERNEL = "fla nsa + flex"
 """What the record calls it, with FlexAttention for the window."""
 
+INSTALLED = importlib.util.find_spec("fla") is not None
+
 MIN_GROUP = 16
 """Query heads for each key/value head that the kernels need at least, a power of two."""
 
@@ -36,15 +38,9 @@ def obstacle(heads: int, kv_heads: int, sizes: Sparse) -> str:
             f"nsa's kernel selects a power of two of blocks, at most half of a block's tokens;"
             f" here {sizes.selected} blocks of {sizes.block}"
         )
-    if importlib.util.find_spec("fla") is None:
+    if not INSTALLED:
         return "nsa's kernels are not installed: pip install 'efficientllm[gpu]'"
     return ""
-
-
-def runs_here(q: Tensor, k: Tensor, sizes: Sparse) -> bool:
-    """Whether these tensors go through the kernels; the reference takes the rest."""
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    return q.is_cuda and half and not obstacle(q.shape[1], k.shape[1], sizes)
 
 
 def sparse_branches(

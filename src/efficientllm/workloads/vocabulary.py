@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from efficientllm.record import Unsupported
+from efficientllm.spec.model import Checkpoint, Model, Product
 from efficientllm.spec.text import StandardLibrary
 from efficientllm.workloads.text import Corpus, read_corpus
 
@@ -115,3 +116,28 @@ def _end_of(tokenizer: Tokenizer) -> int:
     added = tokenizer.token_to_id(END)
     assert added is not None
     return int(added)
+
+
+def vocabulary_of(spec: Model, rows: int, *, parent: str, cache: str) -> Vocabulary:
+    """The checkpoint's own tokenizer, the one that is named, or the built-in one.
+
+    `rows` of the embedding bound how many tokens it may know; `parent` is the folder that a
+    product starts from. Raises Unsupported where there are too few rows.
+    """
+    named = getattr(spec, "tokenizer", "auto")
+    if isinstance(spec, Checkpoint):
+        from efficientllm.models.checkpoint import tokenizer_folder  # which needs torch
+
+        vocabulary = load_vocabulary(tokenizer_folder(spec))
+    elif isinstance(spec, Product):
+        vocabulary = load_vocabulary(Path(parent))
+    elif named != "auto":
+        vocabulary = load_vocabulary(Path(named).expanduser())
+    else:
+        vocabulary = builtin_vocabulary(rows, Path(cache))
+    if vocabulary.size > rows:
+        raise Unsupported(
+            f"the tokenizer knows {vocabulary.size} tokens, the model has {rows} embedding rows;"
+            " give model.vocab or another tokenizer"
+        )
+    return vocabulary
