@@ -37,6 +37,7 @@ What = Annotated[
 ]
 StorePath = Annotated[Path, typer.Option("--store", help="where records are kept")]
 GpuIndex = Annotated[Optional[int], typer.Option("--gpu", help="which GPU; default: an idle one")]  # noqa: UP045
+Only = Annotated[str, typer.Option(help="only cases whose names match, as 'train-*,one-mla'")]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="allow model.allow_code=true of this run's cases")
 ]
@@ -83,26 +84,12 @@ def _load(*places: Path) -> Any:
     return results
 
 
-def _suite(what: list[str] | None, *, allow_code: bool, gpu: bool) -> Any:
-    from efficientllm.pin import pin_suite
-    from efficientllm.spec.suite import load_suite, one_line_suite
-
-    words = list(what or [])
-    name = "quickstart" if not words or "=" in words[0] else words.pop(0)
-    if name == "quickstart" and gpu:
-        name = "quickstart-gpu"
-    if name in ("pretrain", "finetune", "generate"):
-        suite = one_line_suite(name, tuple(words))
-    else:
-        suite = load_suite(name, tuple(words))
-    return pin_suite(suite, allow_code=allow_code)
-
-
 @app.command(epilog="Example: efficientllm run generate model=Llama-3.1-8B technique=bf16,int4")
 def run(
     what: What = None,
     store: StorePath = DEFAULT_STORE,
     gpu: GpuIndex = None,
+    only: Only = "*",
     shard: Annotated[str, typer.Option(help="this job's share of the cases, as 3/16")] = "1/1",
     until: Annotated[str, typer.Option(help="start no trial after so long, as 3h50m")] = "",
     peaks: Annotated[
@@ -114,11 +101,12 @@ def run(
 ) -> None:
     """Measure what is still missing of a suite; alone it runs the quickstart."""
     from efficientllm.machine import choose_gpu
+    from efficientllm.request import asked_suite
 
     with _explained():
         card = choose_gpu(gpu)
         # A mistake in the suite is told before the slow imports.
-        suite = _suite(what, allow_code=allow_code, gpu=card is not None)
+        suite = asked_suite(what, allow_code=allow_code, gpu=card is not None)
         from efficientllm.commands import run_command
         from efficientllm.runner import Options, parse_duration, parse_shard
 
@@ -128,12 +116,13 @@ def run(
 
             declared = read_peaks(peaks).model_dump(mode="json")
         options = Options(
+            whole=suite,
             gpu=card,
             shard=parse_shard(shard),
             until_s=parse_duration(until) if until else None,
             declared_peak=declared,
         )
-        raise typer.Exit(run_command(_console(), suite, store, options, write_page=page))
+        raise typer.Exit(run_command(_console(), suite.only(only), store, options, write_page=page))
 
 
 @app.command(epilog="Example: efficientllm plan quickstart    Or: ... --on h100-80gb,l4-24gb")
@@ -146,10 +135,11 @@ def plan(
 ) -> None:
     """Show the trials to run, what they will need, and what will not fit. Runs nothing."""
     from efficientllm.machine import choose_gpu
+    from efficientllm.request import asked_suite
 
     with _explained():
         card = None if on else choose_gpu(gpu)
-        suite = _suite(what, allow_code=allow_code, gpu=bool(on) or card is not None)
+        suite = asked_suite(what, allow_code=allow_code, gpu=bool(on) or card is not None)
         from efficientllm.commands import plan_command, plan_on_command
 
         if on:
@@ -162,9 +152,10 @@ def plan(
 def fetch(what: What = None, allow_code: AllowCode = False) -> None:
     """Fill the hub's cache with what a suite needs, for machines without a network."""
     from efficientllm.fetch import fetch_suite
+    from efficientllm.request import asked_suite
 
     with _explained():
-        suite = _suite(what, allow_code=allow_code, gpu=False)
+        suite = asked_suite(what, allow_code=allow_code, gpu=False)
         for line in fetch_suite(suite):
             print(line)
 

@@ -15,6 +15,7 @@ from efficientllm.analysis.table import precise
 from efficientllm.catalog.peaks import machine_named, peak_of
 from efficientllm.catalog.shape import Shape
 from efficientllm.fitting import micro_batches
+from efficientllm.matching import told
 from efficientllm.parameters import parameters
 from efficientllm.plan import Planned, Shelf, next_round
 from efficientllm.record import Record
@@ -68,6 +69,8 @@ def _announce(console: Console, suite: Suite, guess_s: float, gpu: machine.Gpu |
     models = [case.model for case in suite.cases if isinstance(case.model, Checkpoint)]
     for source, commit in dict.fromkeys((m.source, m.commit) for m in models if m.commit):
         console.print(f"revision {commit[:7]}  {escape(source)}")
+    for line in told(suite.cases):
+        console.print(escape(line))
     bound = _most_energy(guess_s, gpu)
     energy = "" if bound is None else f", at most {bound.kwh:.2g} kWh"
     console.print(
@@ -204,6 +207,8 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
         " the predicted peak"
     )
     console.print(table)
+    for line in told(suite.cases):
+        console.print(escape(line))
     due = next_round(suite, shelf, store, precise)
     for item in due.blocked:
         console.print(f"[yellow]blocked[/yellow] {escape(item.case.name)}: {escape(item.reason)}")

@@ -8,12 +8,14 @@ because a width comes in steps, is the residual, and it is shown.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, assert_never
 
 from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.catalog.shape import Shape
 from efficientllm.cost import attended_pairs, attention_flops, cache_bytes
 from efficientllm.parameters import parameters
+from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone, Match
 
@@ -74,3 +76,17 @@ def _amount(shape: Shape, spec: Backbone) -> float:
             return ELEMENT * (counts.total - lookup) + cache_bytes(shape, context, ELEMENT)
         case never:
             assert_never(never)
+
+
+def told(cases: Iterable[Case]) -> list[str]:
+    """A line for each backbone that was resized: its new width, and what is left over."""
+    backbones = [case.model for case in cases if isinstance(case.model, Backbone)]
+    lines = []
+    for spec in backbones:
+        if spec.match != "none":
+            found = matched(spec)
+            lines.append(
+                f"match {spec.match}: {spec.preset} {spec.attention.kind}, {spec.position.kind}:"
+                f" feed-forward {found.shape.ffn}, {found.residual:+.2%} left over"
+            )
+    return list(dict.fromkeys(lines))

@@ -32,6 +32,8 @@ class Options(NamedTuple):
     until_s: float | None = None
     declared_peak: dict[str, Any] | None = None
     space_bytes: int = 1 << 30
+    whole: Suite | None = None
+    """What the cases were chosen from, where not all are run: `micro_batch: fit` asks it."""
 
 
 class Events(NamedTuple):
@@ -74,7 +76,8 @@ class _Run:
     ) -> None:
         self.suite, self.store, self.options, self.events = suite, store, options, events
         self.launcher = launcher
-        launcher.micro_batches = micro_batches(suite, launcher.machine.device_memory_bytes)
+        memory = launcher.machine.device_memory_bytes
+        launcher.micro_batches = micro_batches(options.whole or suite, memory)
         self.start_ns = clock.now_ns()
         self.shelf = Shelf(store, suite.cases, launcher.machine, launcher.software)
         self.records: list[Record] = []

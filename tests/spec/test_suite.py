@@ -635,3 +635,18 @@ def test_one_string_names_any_kind_of_model(
 ) -> None:
     model = line(f"model={value}").cases[0].model
     assert (model.kind, getattr(model, field)) == (kind, expected)
+
+
+def test_only_some_cases_of_a_suite_with_what_they_continue_from() -> None:
+    suite = load_suite("quickstart")
+    chosen = suite.only("finetune-lora, generate-i*")
+    assert [case.name for case in chosen.cases] == [
+        "pretrain-gqa",
+        "finetune-full",
+        "finetune-lora",
+        "generate-int8",
+        "generate-int4",
+    ]
+    assert suite.only("*") == suite
+    with pytest.raises(SpecError, match="matches no case of quickstart"):
+        suite.only("train-*")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import re
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,21 @@ class Suite(NamedTuple):
 
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)
+
+    def only(self, patterns: str) -> Suite:
+        """The cases whose names match one of some shell patterns (`train-*,one-mla`).
+
+        What they continue from stays with them. Raises SpecError when nothing matches.
+        """
+        wanted = [pattern.strip() for pattern in patterns.split(",")]
+        keep = {c.case_id for c in self.cases if any(fnmatchcase(c.name, p) for p in wanted)}
+        if not keep:
+            names = ", ".join(case.name for case in self.cases[:8])
+            raise SpecError(f"--only {patterns}: matches no case of {self.name} ({names} ...)")
+        for case in reversed(self.cases):
+            if case.case_id in keep and isinstance(case.model, Product):
+                keep.add(case.model.parent)
+        return self._replace(cases=tuple(c for c in self.cases if c.case_id in keep))
 
 
 def builtin_names() -> list[str]:
