@@ -167,7 +167,7 @@ def _pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, lengt
     plain = pin_attention(wanted, device, dtype, length, grouped=grouped)
     if shape is None or not _ours(build):
         return plain
-    return kernel(shape, device.torch, length, plain)
+    return kernel(shape, device.torch, dtype, length, plain)
 
 
 def _ours(build: Build) -> bool:

@@ -85,7 +85,7 @@ def attend(
     return attend_masked(q, k, v, positions, window)
 
 
-def kernel(shape: Shape, device: torch.device, length: int, plain: str) -> str:
+def kernel(shape: Shape, device: torch.device, dtype: torch.dtype, length: int, plain: str) -> str:
     """What the record calls the attention of whole rows; `plain` is SDPA's pinned back-end.
 
     Raises Unsupported where a shape's attention has no kernel on this device.
@@ -94,10 +94,12 @@ def kernel(shape: Shape, device: torch.device, length: int, plain: str) -> str:
     if shape.custom:
         return shape.custom
     if shape.sparse is not None:
-        why = sparse_kernels.obstacle(shape.heads, shape.kv_heads, shape.sparse) if on_gpu else ""
+        if not sparse_kernels.on_kernels(device, dtype):
+            return f"{REFERENCE} + flex" if on_gpu else REFERENCE
+        why = sparse_kernels.obstacle(shape.heads, shape.kv_heads, shape.sparse)
         if why:
             raise Unsupported(why)
-        return sparse_kernels.KERNEL if on_gpu else REFERENCE
+        return sparse_kernels.KERNEL
     windowed = shape.sliding_window is not None and shape.sliding_window < length
     if windowed or shape.position in ("t5", "alibi"):
         return "flex" if on_gpu else REFERENCE

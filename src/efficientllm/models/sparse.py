@@ -3,16 +3,26 @@
 Each query attends three times, and a learned gate for each head adds the results up:
 
 * compressed: to the mean key and value of every whole block that lies behind it;
-* selected: to the tokens of the few blocks that matter most. The first block, its own and
-  the one before are always among them; the others are those that the compressed attention
-  looked at most, summed over the query heads that share a key head;
+* selected: to the tokens of the few blocks that matter most. Its own, the one before and
+  the first block are always among them, in this order where fewer than three are selected;
+  the others are those that the compressed attention looked at most, summed over the query
+  heads that share a key head;
 * window: to the tokens just behind it.
 
-A query of a long row so reads `tokens / block + selected * block + window` keys instead of
-all. Where this differs from the paper: a block is compressed by its mean and not by a small
-network, blocks do not overlap, and the three branches share their keys and values. Those are
-the choices of the kernels of flash-linear-attention (`fla/ops/nsa`), which run on a GPU; the
-reference here computes the same with every score written out.
+The query at position t (from 0) so reads, for each head and instead of t + 1 keys:
+
+    compressed  floor((t + 1) / block)
+    selected    block * (min(floor(t / block) + 1, selected) - 1) + t mod block + 1
+    window      min(t + 1, window)
+
+Its own block counts as selected up to itself, and blocks it has not got yet are not made up
+for: a short row reads less. `cost.py` counts by these.
+
+Where this differs from the paper: a block is compressed by its mean and not by a small
+network, blocks do not overlap (those that are compressed are those that are selected), and
+the three branches share their keys and values. Those are the choices of the kernels of
+flash-linear-attention (`fla/ops/nsa`), which run on a GPU; the reference here computes the
+same with every score written out.
 
 Choosing has no gradient: what is learned about where to look, the compressed branch learns.
 
@@ -31,8 +41,11 @@ from efficientllm.catalog.shape import Sparse
 from efficientllm.models.attend import attend
 from efficientllm.models.attention import Attention
 from efficientllm.models.position import Positions, rotate
-from efficientllm.models.sparse_kernels import obstacle, sparse_branches
+from efficientllm.models.sparse_kernels import obstacle, on_kernels, sparse_branches
 from efficientllm.record import Unsupported
+
+QUERIES = 512
+"""Queries that the reference goes through at once."""
 
 
 class SparseCache(NamedTuple):
@@ -96,7 +109,7 @@ class SparseAttention(Attention):
         return SparseCache(*made)
 
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kernels and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        if self.kernels and on_kernels(q.device, q.dtype):
             means = block_means(k, self.sizes), block_means(v, self.sizes)
             return sparse_branches(q, k, v, *means, self.sizes)
         return sparse_reference(q, k, v, self.sizes)
@@ -147,8 +160,7 @@ def _compressed(q: Tensor, k: Tensor, v: Tensor, whole: Tensor) -> tuple[Tensor,
     q [B, K, G, D], k and v [B, K, N, D] -> [B, K, G, D], and [B, K, N] summed over G.
     """
     seen = torch.arange(k.shape[2], device=k.device) < whole
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+    weights = _scores(q, k).masked_fill(~seen, float("-inf")).softmax(dim=-1)
     weights = weights.masked_fill(~seen, 0.0)  # before the first whole block there is nothing
     return weights.to(v.dtype) @ v, weights.sum(2)
 
@@ -156,12 +168,13 @@ def _compressed(q: Tensor, k: Tensor, v: Tensor, whole: Tensor) -> tuple[Tensor,
 def _chosen(shares: Tensor, own: Tensor, sizes: Sparse) -> Tensor:
     """Which blocks are read whole: [..., N] shares -> [..., min(selected, N)] block numbers.
 
-    Blocks after `own` are never better than any other; that they are not seen is the
-    reader's affair.
+    The three that are always read rank above every share, the query's own first: without it
+    a query might see nothing of its neighbours. Blocks after `own` are never better than any
+    other; that they are not seen is the reader's affair.
     """
     number = torch.arange(shares.shape[-1], device=shares.device)
-    always = (number == 0) | (number == own) | (number == own - 1)
-    shares = shares.masked_fill(always, float("inf")).masked_fill(number > own, -1.0)
+    shares = shares.masked_fill(number > own, -1.0).masked_fill(number == 0, 1e30)
+    shares = shares.masked_fill(number == own - 1, 2e30).masked_fill(number == own, 3e30)
     return shares.topk(min(sizes.selected, shares.shape[-1]), dim=-1).indices
 
 
@@ -170,8 +183,7 @@ def _read(q: Tensor, cache: SparseCache, where: Tensor, slot: Tensor) -> Tensor:
     seen = (where >= 0) & (where <= slot)
     index = where.clamp(0, cache.k.shape[2] - 1).unsqueeze(-1).expand(-1, -1, -1, q.shape[-1])
     k, v = cache.k.gather(2, index), cache.v.gather(2, index)
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~seen.unsqueeze(2), float("-inf")).softmax(dim=-1)
+    weights = _scores(q, k).masked_fill(~seen.unsqueeze(2), float("-inf")).softmax(dim=-1)
     return weights.to(v.dtype) @ v
 
 
@@ -179,27 +191,45 @@ def sparse_reference(q: Tensor, k: Tensor, v: Tensor, sizes: Sparse) -> tuple[Te
     """The compressed and the selected branch of whole rows, every score written out.
 
     q [B, H, T, D], k and v [B, K, T, D] -> two of [B, H, T, D]. For a CPU and for checking
-    the kernels; takes memory for B x H x T x T scores.
+    the kernels. Goes through some queries at a time: at once they hold B x H x QUERIES x T
+    scores (a backward pass needs the weights of all).
     """
-    length, block = q.shape[2], sizes.block
     grouped = q.unflatten(1, (k.shape[1], -1))
-    at = torch.arange(length, device=q.device)
-    number = torch.arange(-(-length // block), device=q.device)
-    whole = number < ((at + 1) // block)[:, None]
-    means_k, means_v = block_means(k, sizes), block_means(v, sizes)
-    compressed, weights = _masked(grouped, means_k, means_v, whole)
-    shares = weights.sum(2).detach()
-    chosen = _chosen(shares, (at // block)[:, None], sizes)
-    picked = torch.zeros_like(shares, dtype=torch.bool).scatter_(-1, chosen, value=True)
-    seen = picked.repeat_interleave(block, dim=-1)[..., :length] & (at <= at[:, None])
-    selected, _ = _masked(grouped, k, v, seen.unsqueeze(2))
+    means = block_means(k, sizes), block_means(v, sizes)
+    parts = [
+        _reference(grouped[..., first : first + QUERIES, :], first, k, v, means, sizes)
+        for first in range(0, q.shape[2], QUERIES)
+    ]
+    compressed, selected = (torch.cat(branch, dim=3) for branch in zip(*parts, strict=True))
     return compressed.flatten(1, 2), selected.flatten(1, 2)
+
+
+def _reference(
+    q: Tensor, first: int, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor], sizes: Sparse
+) -> tuple[Tensor, Tensor]:
+    """Both branches, [B, K, G, n, D], of the queries q at positions first..first+n."""
+    last, block = first + q.shape[3], sizes.block
+    at = torch.arange(first, last, device=q.device)[:, None]
+    key = torch.arange(last, device=q.device)
+    whole = torch.arange(means[0].shape[2], device=q.device) < (at + 1) // block
+    compressed, weights = _masked(q, *means, whole)
+    shares = weights.sum(2).detach()
+    chosen = _chosen(shares, at // block, sizes)
+    picked = torch.zeros_like(shares, dtype=torch.bool).scatter_(-1, chosen, value=True)
+    seen = picked.repeat_interleave(block, dim=-1)[..., :last] & (key <= at)
+    selected, _ = _masked(q, k[:, :, :last], v[:, :, :last], seen.unsqueeze(2))
+    return compressed, selected
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """q [B, K, G, T, D] over k and v [B, K, n, D] where seen [..., T, n]; output and weights."""
-    scores = (q @ k.unsqueeze(2).transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     nothing = ~seen.any(-1, keepdim=True)
-    weights = scores.masked_fill(~seen & ~nothing, float("-inf")).softmax(dim=-1)
-    weights = weights.masked_fill(nothing, 0.0)
+    scores = _scores(q, k.unsqueeze(2)).masked_fill(~seen & ~nothing, float("-inf"))
+    weights = scores.softmax(dim=-1).masked_fill(nothing, 0.0)
     return weights.to(v.dtype) @ v.unsqueeze(2), weights
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled products [..., T, n] of q [..., T, D] and k [..., n, D], in float32 at least."""
+    scores = q @ k.transpose(-1, -2)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)) * q.shape[-1] ** -0.5

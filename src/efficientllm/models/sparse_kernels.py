@@ -19,6 +19,9 @@ from efficientllm.catalog.shape import Sparse
 KERNEL = "fla nsa + flex"
 """What the record calls it, with FlexAttention for the window."""
 
+FEWEST = 4
+"""Blocks that the kernel can select at least: of fewer, the three that are always read tie."""
+
 INSTALLED = importlib.util.find_spec("fla") is not None
 
 MIN_GROUP = 16
@@ -33,14 +36,21 @@ def obstacle(heads: int, kv_heads: int, sizes: Sparse) -> str:
             f"nsa's kernel needs a power of two of at least {MIN_GROUP} query heads for each"
             f" key/value head; here are {group}"
         )
-    if sizes.block < 2 * sizes.selected or sizes.selected & (sizes.selected - 1):
+    uneven = sizes.block & (sizes.block - 1) or sizes.selected & (sizes.selected - 1)
+    if uneven or not FEWEST <= sizes.selected <= sizes.block // 2 or sizes.block < MIN_GROUP:
         return (
-            f"nsa's kernel selects a power of two of blocks, at most half of a block's tokens;"
-            f" here {sizes.selected} blocks of {sizes.block}"
+            f"nsa's kernel needs powers of two: blocks of at least {MIN_GROUP} tokens, of which"
+            f" it selects {FEWEST} up to half of a block's tokens; here"
+            f" {sizes.selected} blocks of {sizes.block}"
         )
     if not INSTALLED:
         return "nsa's kernels are not installed: pip install 'efficientllm[gpu]'"
     return ""
+
+
+def on_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether whole rows go through the kernels; else through the reference."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
 def sparse_branches(
