@@ -7,8 +7,12 @@ import pytest
 from efficientllm.analysis.study import studies, trained, trainings, variant
 from efficientllm.analysis.sweep import learning_rate
 from efficientllm.analysis.table import rows
+from efficientllm.spec.suite import load_suite
 from tests import samples
 from tests.report import architecture_samples as made
+
+SIZES = ("0.5B-h16", "1.5B-h16", "3B-h16")
+POSITIONS = ("rope", "sinusoidal", "learned", "t5", "alibi", "none")
 
 
 def test_variants_are_named_by_their_kind_in_the_suites_order() -> None:
@@ -99,3 +103,22 @@ def test_trainings_are_of_one_recipe_each_at_its_best_rate() -> None:
     (cost,) = studies(rows(made.attention_suite(1)))
     assert trainings(cost).rows == {}
     assert trainings(cost).size == ""
+
+
+@pytest.mark.parametrize(
+    ("suite", "expected"),
+    [
+        ("attention", [("attention", s, made.VARIANTS) for s in SIZES]),
+        ("position", [("position", s, POSITIONS) for s in SIZES]),
+        (
+            "attention-small",
+            [("attention", "30M-h16", made.VARIANTS), ("position", "30M-h16", POSITIONS)],
+        ),
+    ],
+)
+def test_the_suites_that_come_along_are_such_studies(
+    suite: str, expected: list[tuple[str, str, tuple[str, ...]]]
+) -> None:
+    table = rows([samples.record(case, points=()) for case in load_suite(suite).cases])
+    found = [(study.axis, study.size, tuple(study.variants)) for study in studies(table)]
+    assert sorted(found) == sorted(expected)

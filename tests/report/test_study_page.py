@@ -294,6 +294,7 @@ def test_a_sweep_is_a_table_with_its_edge_flagged() -> None:
     assert "Learning rates tried" in text
     assert "EDGE_OF_SWEEP" in text
     assert "0.002, 0.004" in text
+    assert "Rates tried: mha 1, gqa 1, mqa 1, sliding 1, mla 2, nsa 1; unevenly" in text
 
 
 def test_exports_name_the_variant_and_the_differences() -> None:

@@ -5,8 +5,9 @@ like it wins, so a fair comparison gives each its own best. A best rate that is 
 smallest or the largest tried says that the search ended too early: `EDGE_OF_SWEEP`. A rate
 at which training broke was tried too; it is what shows that the next smaller one is no edge.
 
-The best of several noisy values is a little too good by itself; a verdict between variants
-must come from seeds (`differences`), not from the sweep's own ranking.
+The best of several noisy values looks a little too good, and more so the more were tried. A
+verdict between variants comes from seeds (`differences`), but where the rates were chosen on
+those same seeds it carries some of this; the page then says how many rates each one tried.
 """
 
 from __future__ import annotations

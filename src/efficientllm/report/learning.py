@@ -155,7 +155,9 @@ def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
     context = rows[names[0]].views[0].point.context
     seeds = any(value["low"] < value["high"] for value in values)
     note = (
-        "Intervals are over seeds." if seeds else "No intervals: three seeds are needed."
+        "Intervals are over seeds; rings pair the seeds."
+        if seeds
+        else "No intervals: three seeds are needed."
     ) + " A point without a ring is beaten, or nobody can say yet."
     return _bars(
         title, values, list(rows), f"bytes of bf16 cache per token, {context:,} kept", note
