@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from efficientllm.analysis.pareto import front
+from efficientllm.analysis.pareto import front, sure_front
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,19 @@ def test_the_order_of_rows_does_not_matter() -> None:
     expected = dict(zip(points, front(points), strict=True))
     for order in itertools.islice(itertools.permutations(points), 0, 720, 37):
         assert dict(zip(order, front(order), strict=True)) == expected
+
+
+def test_only_decided_differences_put_a_point_surely_on_the_front() -> None:
+    costs = [1, 2, 3, 3]
+
+    def cheaper(i: int, j: int) -> bool:
+        return costs[i] < costs[j]
+
+    nothing = sure_front(4, cheaper, lambda i, j: False)
+    assert nothing == [True, False, False, False]
+    # 1 is surely better than everything, 2 than 0 only: 1 costs less and is better than 2
+    better = {(1, 0), (1, 2), (1, 3), (2, 0)}
+    assert sure_front(4, cheaper, lambda i, j: (i, j) in better) == [True, True, False, False]
+    # the same cost, quality undecided: nobody can say
+    assert sure_front(2, lambda i, j: False, lambda i, j: False) == [False, False]
+    assert sure_front(1, cheaper, lambda i, j: False) == [True]

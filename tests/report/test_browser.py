@@ -12,6 +12,7 @@ import pytest
 from efficientllm.report.html import page
 from efficientllm.results import Results
 from tests import samples
+from tests.report import architecture_samples as made
 from tests.report.test_html import pair
 
 pytestmark = pytest.mark.browser
@@ -157,6 +158,31 @@ def test_buttons_save_tables_and_the_raw_record(opened: Opened) -> None:
             opened.page.get_by_role("button", name=name, exact=True).click()
         content = Path(waiting.value.path()).read_text("utf-8")
         assert content.startswith(start)
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "report.html"
+    records = (*made.learning_suite(), *made.attention_suite())
+    path.write_text(page(Results(records)), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_studys_matrix_stands_on_the_first_screen(
+    browser: Any, study_file: Path, scheme: str, width: int
+) -> None:
+    opened = Opened(
+        browser, study_file, viewport={"width": width, "height": 900}, color_scheme=scheme
+    )
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    matrix = opened.page.locator(".matrix").first.bounding_box()
+    assert matrix["y"] + matrix["height"] <= 900
+    opened.page.locator(".matrix td a").first.click()
+    opened.page.locator(".records details[open]").first.wait_for()
+    assert opened.said == []
+    opened.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from efficientllm.analysis.held_out import QUALITY_BAND, evidence
+from efficientllm.analysis.held_out import QUALITY_BAND, evidence, few_seeds
 from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTERVAL, t_half_width
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import BY_KEY, Metric, Unmeasured, View
@@ -110,9 +110,7 @@ class Comparison(NamedTuple):
 
 def compare(a: Row, b: Row) -> Comparison:
     """Compare two rows; raises Unequal when their work differs."""
-    differences = unequal_work(a, b)
-    if differences:
-        raise Unequal("unequal work: " + "; ".join(differences))
+    _refuse_unequal(a, b)
     pairs, same_card = paired(a, b)
     keys = [*SHOWN.get(a.case.stage, ()), *COMMON]
     scopes = _scopes(a, b)
@@ -122,10 +120,24 @@ def compare(a: Row, b: Row) -> Comparison:
     return Comparison(a, b, tuple(lines), same_card, tuple(_conditions(a, b, scopes)))
 
 
+def ratio(key: str, a: Row, b: Row) -> Line | None:
+    """One metric of equal work, B / A; None where a side has no value. Raises Unequal."""
+    _refuse_unequal(a, b)
+    if key == "j_per_token" and len(_scopes(a, b)) > 1:
+        return None
+    return _line(BY_KEY[key], a, b, paired(a, b)[0])
+
+
 def _scopes(a: Row, b: Row) -> list[str]:
     """What the joules of either row cover, where they have any."""
     found = (energy_scope(row.views[-1]) for row in (a, b))
     return list(dict.fromkeys(scope for scope in found if scope))
+
+
+def _refuse_unequal(a: Row, b: Row) -> None:
+    differences = unequal_work(a, b)
+    if differences:
+        raise Unequal("unequal work: " + "; ".join(differences))
 
 
 def unequal_work(a: Row, b: Row) -> list[str]:
@@ -199,6 +211,10 @@ def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Lin
             return Line(metric, *values, None, None, len(ratios), "ambiguous", against)
         if documents is not None:
             (low, high), band = documents, QUALITY_BAND
+        elif low is None:  # trials of trainings are seeds
+            values = first.value, second.value, ratio
+            why = few_seeds(len(ratios))
+            return Line(metric, *values, None, None, len(ratios), "ambiguous", why)
     verdict, why = _verdict(metric, low, high, len(ratios), band)
     if invalid:
         verdict, why = "ambiguous", _INVALID

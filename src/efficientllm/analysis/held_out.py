@@ -69,5 +69,12 @@ def evidence(a: Row, b: Row) -> Evidence:
     return Evidence()
 
 
+def few_seeds(n: int) -> str:
+    """Why so few seeds in common decide nothing between separately trained models."""
+    if not n:
+        return "no seed in common"
+    return "one seed" if n == 1 else f"{n} seeds; three are needed"
+
+
 def _context(row: Row) -> int | None:
     return row.case.quality.sequence_length if row.case.quality is not None else None

@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from efficientllm.analysis.pareto import front
+from efficientllm.analysis.crossover import order
+from efficientllm.analysis.differences import differences, surely_better
+from efficientllm.analysis.pareto import front, sure_front
 from efficientllm.analysis.table import Row
 from efficientllm.report.columns import label
 
@@ -30,15 +32,18 @@ PARTS = (
     ("kv_cache_gib", "cache"),
 )
 MAX_MARKS = 60
+MAX_LINES = len(PALETTE)
+"""More lines in a chart than colours cannot be told apart."""
 SMALL_GIB = 0.1
 
 
 class Chart(NamedTuple):
-    """A titled chart: SVG, or the reason why there is none."""
+    """A titled chart: SVG, or the reason why there is none; `notes` stand below it."""
 
     title: str
     svg: str
     reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def stage_charts(rows: list[Row]) -> list[Chart]:
@@ -71,14 +76,14 @@ def memory_split(rows: list[Row]) -> Chart:
                 y=alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=220)),
                 x=alt.X("size:Q", title=unit),
                 color=alt.Color(
-                    "part:N", sort=[name for _, name in PARTS], title=None, scale=_scale(alt)
+                    "part:N", sort=[name for _, name in PARTS], title=None, scale=colours(alt)
                 ),
                 order=alt.Order("order:Q"),
             )
             .properties(width=340, height=alt.Step(22))
         )
 
-    return _drawn(title, draw)
+    return drawn(title, draw)
 
 
 def latency_energy(rows: list[Row]) -> Chart:
@@ -99,22 +104,35 @@ def quality_cost(rows: list[Row]) -> Chart:
     """Bits per byte against seconds per token, with the Pareto front marked."""
     title = "Quality against time (ringed: nothing is better on both)"
     values: list[dict[str, Any]] = []
-    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    alike: dict[tuple[str, str], list[tuple[Row, dict[str, Any]]]] = {}
     for row in rows:
         bits, seconds = row.cell("bits_per_byte").interval, _seconds_per_token(row)
         if bits is not None and seconds is not None and row.ranked and not row.cost_only:
             values.append(_dot(row, seconds * 1e3, bits.value))
             text = row.record.scores.text_sha256 if row.record.scores else ""
-            alike.setdefault((text, row.point), []).append(values[-1])
+            alike.setdefault((text, row.point), []).append((row, values[-1]))
     if not values:
         reasons = {row.cell("bits_per_byte").reason for row in rows} - {""}
         return Chart(title, "", f"no quality: {min(reasons)}" if reasons else "no ranked row")
     for group in alike.values():  # one text, one point: what can beat each other
-        # Quality beyond four digits is noise, and a front drawn through noise says nothing.
-        counted = [(v["x"], float(f"{v['y']:.4g}")) for v in group]
-        for value, best in zip(group, front(counted), strict=True):
+        for (_, value), best in zip(group, _front(group), strict=True):
             value["front"] = best and len(group) > 1
     return _scatter(title, values, "milliseconds per token", "bits per byte")
+
+
+def _front(group: list[tuple[Row, dict[str, Any]]]) -> list[bool]:
+    """What nothing beats; of separately trained rows, by what seeds and trials decide."""
+    if group[0][0].case.stage == "generate":
+        # Quality beyond four digits is noise, and a front drawn through noise says nothing.
+        return front([(value["x"], float(f"{value['y']:.4g}")) for _, value in group])
+    better = surely_better(differences({str(i): row for i, (row, _) in enumerate(group)}))
+    speeds = [row.cell("train_tokens_per_s").interval for row, _ in group]
+
+    def faster(i: int, j: int) -> bool:
+        one, two = speeds[i], speeds[j]
+        return one is not None and two is not None and order(one, two) > 0
+
+    return sure_front(len(group), faster, lambda i, j: (str(i), str(j)) in better)
 
 
 def _seconds_per_token(row: Row) -> float | None:
@@ -129,16 +147,17 @@ def _dot(row: Row, x: float, y: float) -> dict[str, Any]:
 
 def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
     """Colours are cases, forms are points."""
+    heights = [value["y"] for value in values]
 
     def draw(alt: Any) -> Any:
         base = alt.Chart(alt.Data(values=values)).encode(
-            x=alt.X("x:Q", title=x, scale=_axis(alt, [v["x"] for v in values])),
-            y=alt.Y("y:Q", title=y, scale=_axis(alt, [v["y"] for v in values], _domain(values))),
+            x=alt.X("x:Q", title=x, scale=scale_of(alt, [v["x"] for v in values])),
+            y=alt.Y("y:Q", title=y, scale=scale_of(alt, heights, domain_of(heights))),
         )
         names, points = (list(dict.fromkeys(v[key] for v in values)) for key in ("row", "point"))
         forms = alt.Shape("point:N", sort=points, title=None)
         dots = base.mark_point(filled=True, size=80, opacity=1).encode(
-            color=alt.Color("row:N", sort=names, scale=_scale(alt), title=None),
+            color=alt.Color("row:N", sort=names, scale=colours(alt), title=None),
             **({"shape": forms} if len(points) > 1 else {}),
         )
         rings = base.mark_point(filled=False, size=220, color="currentColor").transform_filter(
@@ -146,10 +165,10 @@ def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
         )
         return alt.layer(dots, rings).properties(width=340, height=240)
 
-    return _drawn(title, draw)
+    return drawn(title, draw)
 
 
-def _axis(alt: Any, values: list[float], domain: list[float] | None = None) -> Any:
+def scale_of(alt: Any, values: list[float], domain: list[float] | None = None) -> Any:
     """Logarithmic where values lie far apart, else fitted to them."""
     if min(values) > 0 and max(values) / min(values) > WIDE:
         return alt.Scale(type="log", domain=[min(values) / 1.5, max(values) * 1.5], nice=False)
@@ -158,25 +177,42 @@ def _axis(alt: Any, values: list[float], domain: list[float] | None = None) -> A
     return alt.Scale(zero=False, padding=18)
 
 
-def _domain(values: list[dict[str, Any]]) -> list[float]:
+def domain_of(values: list[float]) -> list[float]:
     """At least 2 % of the value from bottom to top, so that noise does not look like a gap."""
-    low, high = (f(value["y"] for value in values) for f in (min, max))
+    low, high = min(values), max(values)
     margin = max(0.08 * (high - low), (0.02 * high - (high - low)) / 2, 1e-9)
     return [low - margin, high + margin]
 
 
-def _drawn(title: str, draw: Callable[[Any], Any]) -> Chart:
+def drawn(title: str, draw: Callable[[Any], Any], notes: tuple[str, ...] = ()) -> Chart:
+    """A chart as the page holds it, drawn by a function of altair."""
     try:
         import altair as alt
         import vl_convert
     except ImportError as error:
         return Chart(title, "", f"charts need the package {error.name}")
     svg = vl_convert.vegalite_to_svg(_styled(draw(alt)).to_dict())
-    return Chart(title, _inline(svg))
+    return Chart(title, _inline(svg), notes=notes)
 
 
-def _scale(alt: Any) -> Any:
+def colours(alt: Any) -> Any:
+    """The palette that every chart takes its colours from, in the order of its rows."""
     return alt.Scale(range=PALETTE)
+
+
+def coloured(alt: Any, names: list[str]) -> Any:
+    """Colours by a name's place, so that a variant keeps its own in every chart of a study."""
+    return alt.Scale(domain=names[:MAX_LINES], range=PALETTE[: len(names)])
+
+
+def dots(base: Any, y: Any) -> Any:
+    """Filled points, over whatever else a layer has."""
+    return base.mark_point(filled=True, size=45, opacity=1).encode(y=y)
+
+
+def sized(chart: Any) -> Any:
+    """The size of a small multiple."""
+    return chart.properties(width=300, height=210)
 
 
 def _styled(chart: Any) -> Any:

@@ -21,7 +21,9 @@ FIRST: dict[str, tuple[str, ...]] = {
         "mfu",
         "j_per_token",
         *_MEMORY,
+        "total_params",
         "bits_per_byte",
+        "tokens_per_param",
     ),
     "finetune": (
         "train_tokens_per_s",
@@ -40,6 +42,7 @@ FIRST: dict[str, tuple[str, ...]] = {
         "j_per_token",
         *_MEMORY,
         "weights_gib",
+        "total_params",
         "bits_per_byte",
     ),
 }
@@ -101,12 +104,17 @@ def column(key: str, rows: list[Row]) -> Column:
 
 def first_columns(stage: str, rows: list[Row]) -> list[Column]:
     """The first metrics of a stage that at least one row has."""
-    keys = [key for key in FIRST[stage] if key not in _MEMORY or _is_shown(key, rows)]
+    keys = [key for key in FIRST[stage] if _is_shown(key, stage, rows)]
     return [column(k, rows) for k in keys if any(r.cell(k).interval is not None for r in rows)]
 
 
-def _is_shown(key: str, rows: list[Row]) -> bool:
-    return any(memory_key(row) == key for row in rows)
+def _is_shown(key: str, stage: str, rows: list[Row]) -> bool:
+    """Memory as the device counts it; outside pretraining parameters only where they differ."""
+    if key in _MEMORY:
+        return any(memory_key(row) == key for row in rows)
+    if key == "total_params" and stage != "pretrain":
+        return len({i.value for row in rows if (i := row.cell(key).interval) is not None}) > 1
+    return True
 
 
 def all_metrics(stage: str) -> list[Metric]:

@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
+from efficientllm.analysis.study import studies, trainings, variant
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import METRICS
 from efficientllm.metrics.energy import energy_scope
@@ -22,6 +23,7 @@ from efficientllm.report.columns import (
     first_columns,
     label,
 )
+from efficientllm.report.differing import told
 from efficientllm.report.public import public_record as public_record
 from efficientllm.report.public import public_rows
 
@@ -36,6 +38,7 @@ def flat(row: Row) -> dict[str, Any]:
         "case": row.name,
         "stage": row.case.stage,
         "technique": row.case.technique_label,
+        "variant": variant(row.case),
         "batch": row.views[0].point.batch,
         "context": row.views[0].point.context,
         "status": row.status,
@@ -168,10 +171,29 @@ def markdown(rows: list[Row]) -> str:
                 cells = [row.status, *["-"] * (len(columns) - 1)]
             lines.append(_md_row([name + marks, row.point, str(len(row.views)), *cells]))
         parts.append("\n".join(lines))
+    parts += _differences(rows)
     foot = [f"{i}. {_md_text(text)}" for i, text in enumerate(notes.texts, 1)]
     return (
         "\n\n".join([*parts, *(["\n".join(foot)] if foot else []), methods_sentence(rows)]) + "\n"
     )
+
+
+def _differences(rows: list[Row]) -> list[str]:
+    """Which differences in quality between trained variants are real, a table a study."""
+    parts = []
+    for study in studies(rows):
+        found = trainings(study).differences
+        if found:
+            heads = ["variant", "against", "seeds", "bits per byte", "p (Holm)", "verdict"]
+            lines = [
+                f"### Differences in quality: {study.axis} at {_md_text(study.size)}",
+                "",
+                _md_row(heads),
+                _md_row(["---", "---", *["---:"] * 3, "---"]),
+                *(_md_row([_md_text(text) for text in told(x)]) for x in found),
+            ]
+            parts.append("\n".join(lines))
+    return parts
 
 
 def _md_row(cells: list[str]) -> str:

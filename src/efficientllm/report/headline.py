@@ -55,9 +55,9 @@ def headline(rows: list[Row], question: str) -> Headline:
             question,
             "There are not yet two finished rows of the same work to compare.",
             "",
-            _machine_line(rows),
+            machine_line(rows),
             (),
-            tuple(_doubts(rows)),
+            tuple(doubts_of(rows)),
         )
     point = found.a.views[0].point
     line = _speed(found)
@@ -65,9 +65,9 @@ def headline(rows: list[Row], question: str) -> Headline:
         question,
         _sentence(found, line),
         f"Not decided: {line.why}." if line.verdict == "ambiguous" else "",
-        f"Batch {point.batch}, context {point.context}. {_machine_line(rows)}",
+        f"Batch {point.batch}, context {point.context}. {machine_line(rows)}",
         tuple(_figures(found)),
-        tuple(_doubts(rows)),
+        tuple(doubts_of(rows)),
     )
 
 
@@ -152,7 +152,7 @@ def _sentence(found: Comparison, line: Line) -> str:
     return f"{so_far}{b} {what} {line.ratio:.2f}{interval} times as fast as {a}: {rate}."
 
 
-def _machine_line(rows: list[Row]) -> str:
+def machine_line(rows: list[Row]) -> str:
     """Machine, date, protocol, engine, weights."""
     if not rows:
         return ""
@@ -175,8 +175,17 @@ def _figures(found: Comparison) -> list[Figure]:
         _figure("speed", SPEED[a.case.stage], a, b),
         _figure("memory", memory, a, b),
         _figure("energy", "j_per_token", a, b),
-        _figure("quality", "bits_per_byte", a, b),
+        _quality_figure(found),
     ]
+
+
+def _quality_figure(found: Comparison) -> Figure:
+    """Bits per byte, and why their difference is not decided, where it is not."""
+    figure = _figure("quality", "bits_per_byte", found.a, found.b)
+    line = next((x for x in found.lines if x.metric.key == "bits_per_byte"), None)
+    if figure.reason or line is None or line.verdict != "ambiguous":
+        return figure
+    return figure._replace(change=f"{figure.change}, undecided: {line.why}")
 
 
 def _figure(name: str, key: str, a: Row, b: Row) -> Figure:
@@ -194,7 +203,7 @@ def _figure(name: str, key: str, a: Row, b: Row) -> Figure:
     )
 
 
-def _doubts(rows: list[Row]) -> list[str]:
+def doubts_of(rows: list[Row]) -> list[str]:
     """What is invalid, undecided or unmeasured, in the order of how much it matters."""
     doubts: list[str] = []
     failed = [row for row in rows if row.status != "ok"]

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Cell, Row
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
 from efficientllm.report import charts, timeline
+from efficientllm.report.answer import study_headline
 from efficientllm.report.columns import (
     PAPER,
     STAGE_TITLES,
@@ -31,8 +33,10 @@ from efficientllm.report.columns import (
     first_columns,
     label,
 )
+from efficientllm.report.differing import p_value, signed, verdict
 from efficientllm.report.export import export, public_record
-from efficientllm.report.headline import headline
+from efficientllm.report.headline import Headline, headline
+from efficientllm.report.section import Studies, studies_of
 from efficientllm.report.text import unit_percentiles
 
 if TYPE_CHECKING:
@@ -68,6 +72,7 @@ class Stage(NamedTuple):
     title: str
     columns: tuple[Shown, ...]
     lines: tuple[Line, ...]
+    variants: bool
     points: tuple[str, ...]
     machines: tuple[str, ...]
 
@@ -108,13 +113,15 @@ def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str
     suite = [row for row in shown if row.record.trial.suite == newest.trial.suite]
     main = [r for r in suite if r.record.machine.name == newest.machine.name] or suite
     style, script = _asset("page.css"), _asset("page.js")
+    found = studies_of(main, shown)
     return {
         "style": Markup(style),  # our own file, allowed by its hash
         "script": Markup(script),
         "style_hash": _hash(style),
         "script_hash": _hash(script),
-        "head": headline(main, _question(newest.trial.suite)),
-        "lead_chart": _lead_chart(main),
+        "head": _head(main, _question(newest.trial.suite), found),
+        "studies": found.sections if found else (),
+        "lead_chart": None if found else _lead_chart(main),
         "charts": {key: charts.stage_charts(_charted(_of(key, shown), main)) for key in STAGES},
         "quarantined": results.quarantined,
         "suite": newest.trial.suite,
@@ -124,9 +131,18 @@ def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str
     }
 
 
+def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
+    """The first screen's words: about a study of models, else about two rows."""
+    if found is None:
+        return headline(rows, question)
+    return study_headline(rows, question, found.sections[0].matrix, found.quality)
+
+
 def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"label": label, "device": device}
+    environment.filters |= {"label": label, "device": device, "anchor": _anchor}
+    words = {"variant": variant, "signed": signed, "p_value": p_value, "verdict": verdict}
+    environment.globals |= words
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     return environment.from_string(_asset("page.html")).render(
@@ -203,6 +219,7 @@ def _stage(key: str, rows: list[Row], here: str) -> Stage:
         STAGE_TITLES[key],
         columns,
         tuple(lines),
+        len({variant(row.case) for row in rows}) > 1,
         tuple(dict.fromkeys(row.point for row in rows)),
         tuple(dict.fromkeys(row.record.machine.device for row in rows)),
     )

@@ -1,0 +1,167 @@
+"""Studies: rows that differ in one part of the controlled backbone, by variant of that part.
+
+Attention and positions are studied by holding everything else fixed. So rows belong to one
+study when their models are equal but for that part; what they are called is that part's
+kind (`mla`, `alibi`), with its settings where one study holds several of a kind.
+Only the backbone has such parts: a published shape or a checkpoint is nobody's variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from efficientllm.analysis.compare import unequal_work
+from efficientllm.analysis.differences import Trainings, differences
+from efficientllm.analysis.sweep import recipe, tuned
+from efficientllm.analysis.table import Row
+from efficientllm.spec.architecture import GroupedQuery, RotaryPosition
+from efficientllm.spec.canonical import Spec, canonical, digest
+from efficientllm.spec.case import Case
+from efficientllm.spec.model import Backbone
+
+Axis = Literal["attention", "position"]
+AXES: dict[Axis, Spec] = {"attention": GroupedQuery(), "position": RotaryPosition()}
+"""The studied parts, each with what a model has that does not name it."""
+
+BASELINES = ("mha",)
+"""What others are compared with, where a study has it; else its first variant."""
+
+_SIZES = ("layers", "hidden", "heads", "head_dim", "ffn", "vocab")
+
+
+class Study(NamedTuple):
+    """One size of the backbone with the rows of each variant, in the suite's order."""
+
+    axis: Axis
+    size: str
+    variants: dict[str, tuple[Row, ...]]
+
+    @property
+    def baseline(self) -> str:
+        """The variant that the others are compared with."""
+        return next((v for v in self.variants if v in BASELINES), next(iter(self.variants)))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.case.stage for row in self.rows()))
+
+    def rows(self) -> list[Row]:
+        """Every row of the study."""
+        return [row for rows in self.variants.values() for row in rows]
+
+    def at(self, variant: str, stage: str, point: str, beside: Row | None = None) -> Row | None:
+        """A variant's row at a point: one that did the work of `beside`, ended well, is new."""
+        found = [r for r in self.variants[variant] if (r.case.stage, r.point) == (stage, point)]
+        return max(
+            found,
+            key=lambda row: (
+                beside is None or not unequal_work(beside, row),
+                beside is None or beside.case.technique_label == row.case.technique_label,
+                row.status == "ok",
+                row.record.started_at,
+            ),
+            default=None,
+        )
+
+
+def variant(case: Case) -> str:
+    """A case's studied parts in short: `mla`, `gqa+alibi`; nothing where it has none."""
+    if not isinstance(case.model, Backbone):
+        return ""
+    position = case.model.position.kind
+    return case.model.attention.kind + (f"+{position}" if position != "rope" else "")
+
+
+def studies(rows: Iterable[Row]) -> list[Study]:
+    """Every study with at least two variants: most variants that ran first, then the largest."""
+    known = list(rows)
+    found = []
+    for axis in AXES:
+        groups: dict[str, list[Row]] = {}
+        for row in known:
+            if isinstance(row.case.model, Backbone):
+                groups.setdefault(_rest(row.case.model, axis), []).append(row)
+        made = (_study(axis, group) for group in groups.values())
+        found += [study for study in made if len(study.variants) > 1]
+    return sorted(found, key=lambda study: (-_ran(study), -_parameters(study)))
+
+
+def trained(study: Study) -> dict[str, Row]:
+    """One training with a quality for each variant, all of one recipe and equal work.
+
+    Of several recipes the one that most variants were trained by, then the longest. Where
+    learning rates were swept, each variant stands with its best.
+    """
+    kinds: dict[str, dict[str, Row]] = {}
+    for name, rows in study.variants.items():
+        for row in tuned(row for row in rows if row.case.stage == "pretrain"):
+            kinds.setdefault(recipe(row), {})[name] = row
+    return max(kinds.values(), key=lambda found: (len(found), _tokens(found)), default={})
+
+
+def trainings(study: Study) -> Trainings:
+    """The study's trainings with every difference between them; empty where it has none."""
+    rows = trained(study)
+    return Trainings(study.size if rows else "", rows, tuple(differences(rows)))
+
+
+def _tokens(found: dict[str, Row]) -> float:
+    """Tokens trained for each parameter, which grow with the budget."""
+    cells = (row.cell("tokens_per_param").interval for row in found.values())
+    return max((interval.value for interval in cells if interval is not None), default=0.0)
+
+
+def _rest(model: Backbone, axis: Axis) -> str:
+    """What a model is without its studied part."""
+    return digest(model.model_copy(update={axis: AXES[axis]}))
+
+
+def _study(axis: Axis, rows: list[Row]) -> Study:
+    several = _several(axis, rows)
+    variants: dict[str, list[Row]] = {}
+    for row in rows:
+        part: Spec = getattr(row.case.model, axis)
+        kind = _kind(part)
+        name = _settings(part) if kind in several else kind
+        variants.setdefault(name, []).append(row)
+    return Study(axis, _size(rows[0].case.model, axis), {k: tuple(v) for k, v in variants.items()})
+
+
+def _kind(part: Spec) -> str:
+    return str(getattr(part, "kind"))  # noqa: B009 every arm of the unions has one
+
+
+def _several(axis: Axis, rows: list[Row]) -> set[str]:
+    """Kinds that a study has with several settings at one point."""
+    seen: dict[tuple[str, str, str], set[str]] = {}
+    for row in rows:
+        part: Spec = getattr(row.case.model, axis)
+        seen.setdefault((_kind(part), row.case.stage, row.point), set()).add(digest(part))
+    return {kind for (kind, *_), parts in seen.items() if len(parts) > 1}
+
+
+def _settings(part: Spec) -> str:
+    """A kind with what was set about it; of a digest the first digits."""
+    fields = canonical(part)
+    told = [f"{k} {str(v)[:8]}" for k, v in fields.items() if k not in ("kind", "rev")]
+    return " ".join([_kind(part), *told])
+
+
+def _size(model: object, axis: Axis) -> str:
+    """`1.5B-h16`, with everything else that was set about the model."""
+    assert isinstance(model, Backbone)
+    told = [f"{k} {v}" for k in _SIZES if (v := getattr(model, k)) is not None]
+    told += [f"match {model.match}"] if model.match != "none" else []
+    others = (a for a in AXES if a != axis)
+    told += [_kind(part) for a in others if (part := getattr(model, a)) != AXES[a]]
+    return ", ".join([model.preset, *told])
+
+
+def _ran(study: Study) -> int:
+    return sum(any(r.status == "ok" for r in rows) for rows in study.variants.values())
+
+
+def _parameters(study: Study) -> float:
+    found = (row.cell("total_params").interval for row in study.rows())
+    return max((interval.value for interval in found if interval is not None), default=0.0)

@@ -1,0 +1,95 @@
+"""The first screen of a study: one sentence with the largest effects, over the matrix.
+
+For training, for decode and for the cache it names the variant that is furthest from the
+baseline among the decided ones, with interval and condition; where nothing is decided it
+says so. Quality is named in any case: a cost without it answers half of the question.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from efficientllm.analysis.compare import Line
+from efficientllm.analysis.differences import Trainings
+from efficientllm.analysis.table import Row
+from efficientllm.report.columns import number
+from efficientllm.report.differing import signed
+from efficientllm.report.headline import Headline, doubts_of, machine_line
+from efficientllm.report.matrix import Ask, Matrix
+
+
+class Effect(NamedTuple):
+    """One variant beside the baseline, in one column."""
+
+    name: str
+    ask: Ask
+    line: Line
+    decided: bool
+
+
+def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Trainings) -> Headline:
+    """The first screen about one study."""
+    study = shown.study
+    effects = [largest(shown, keys) for keys in _KEYS]
+    clauses = [_told(found) for found in effects if found is not None]
+    clauses.append(_quality(study.baseline, quality))
+    sentence = f"Beside {study.baseline} at {study.size}: {'; '.join(clauses)}."
+    open_ = [e for e in effects if e is not None and not e.decided]
+    hedge = f"Not decided: {open_[0].line.why}." if open_ and open_[0].line.why else ""
+    return Headline(question, sentence, hedge, machine_line(rows), (), tuple(doubts_of(rows)))
+
+
+_KEYS = ("train_tokens_per_s", "it_tokens_per_s", "kv_bytes_per_token")
+_VERBS = {"train_tokens_per_s": "trains", "it_tokens_per_s": "decodes"}
+
+
+def largest(shown: Matrix, key: str) -> Effect | None:
+    """The largest decided effect in a metric's columns; without one, the largest at all."""
+    found = [
+        Effect(name, ask, cell.line, cell.state == "")
+        for ask in shown.asks
+        if ask.key == key
+        for name, cell in shown.column(ask)
+        if cell.line is not None and cell.line.ratio > 0
+    ]
+    different = [e for e in found if e.decided and e.line.verdict != "no difference"]
+    return max(different or found, key=lambda e: (not e.decided, _size(e)), default=None)
+
+
+def _size(effect: Effect) -> float:
+    return abs(math.log(effect.line.ratio))
+
+
+def _told(found: Effect) -> str:
+    """An effect as a clause: what, by how much, where."""
+    line, where = found.line, found.ask.where
+    if found.ask.key == "kv_bytes_per_token":
+        return _cache(found)
+    verb = _VERBS[found.ask.key]
+    bounds = f" [{line.low:.2f}, {line.high:.2f}]" if line.low and line.high else ""
+    if found.decided and line.verdict == "no difference":
+        return f"none {verb} measurably faster or slower ({where})"
+    so_far = "" if found.decided else "so far "
+    return f"{so_far}{found.name} {verb} {line.ratio:.2f}{bounds} times as fast ({where})"
+
+
+def _cache(found: Effect) -> str:
+    ratio = found.line.ratio
+    if ratio == 1:
+        return "all keep the same cache"
+    share = f"1/{number(1 / ratio)} of" if ratio < 0.5 else f"{ratio:.2f} times"
+    return f"{found.name} keeps {share} the cache"
+
+
+def _quality(baseline: str, quality: Trainings) -> str:
+    """The largest decided difference in bits per byte, or why there is none."""
+    if not quality.rows:
+        return "what they buy in quality is not measured"
+    found = [x for name in quality.rows if (x := quality.against(baseline, name)) is not None]
+    sure = [x for x in found if x.verdict != "undecided" and x.difference is not None]
+    if not sure:
+        why = next((x.why for x in found if x.why), f"{baseline} was not trained")
+        return f"no difference in quality is decided ({quality.told}: {why})"
+    best = max(sure, key=lambda x: abs(x.difference or 0.0))
+    return f"{best.b} takes {signed(best)} bits per byte ({quality.told}, {best.seeds} seeds)"

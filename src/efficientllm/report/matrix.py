@@ -1,0 +1,279 @@
+"""The matrix of the first screen: what each variant costs and buys, beside a baseline.
+
+One row a variant, one column a question, each at one stated point. A ratio is the paired
+comparison with the baseline (`analysis/compare`), with its interval; amber says that it is
+not decided, and a dash says why there is nothing. Nothing here is computed anew: every
+number stands in some row of the tables below, and its cell leads there.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from efficientllm.analysis.compare import Line, Unequal, ratio
+from efficientllm.analysis.differences import Trainings
+from efficientllm.analysis.study import Study
+from efficientllm.analysis.table import Row
+from efficientllm.report.columns import column, memory_key, number
+from efficientllm.report.differing import briefly, signed
+
+State = Literal["", "undecided", "none", "failed"]
+
+
+class Ask(NamedTuple):
+    """A column: a metric at one point of one stage."""
+
+    head: str
+    where: str
+    key: str
+    stage: str
+    point: str
+
+
+class Cell(NamedTuple):
+    """A value with its ratio to the baseline; `title` is the small print."""
+
+    text: str
+    ratio: str = ""
+    title: str = ""
+    state: State = ""
+    row: Row | None = None
+    line: Line | None = None
+
+
+class Matrix(NamedTuple):
+    """The whole of it: heads with their conditions, and a line of cells for each variant."""
+
+    study: Study
+    asks: tuple[Ask, ...]
+    lines: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+    def column(self, ask: Ask) -> list[tuple[str, Cell]]:
+        """One column's cells by variant."""
+        index = self.asks.index(ask)
+        return [(name, cells[index]) for name, cells in self.lines]
+
+
+QUALITY = "bits_per_byte"
+LONGEST = "longest"
+_WIDE = 0.2
+"""From this share on both ends of a ratio's interval are shown."""
+_PLAIN = ("total_params",)
+"""Facts that have no better or worse."""
+
+
+def matrix(study: Study, quality: Trainings) -> Matrix:
+    """Every variant of a study under every question that any of its rows answers."""
+    asks = _asks(study, quality)
+    lines = [
+        (name, tuple(_cell(study, name, ask, quality) for ask in asks)) for name in study.variants
+    ]
+    return Matrix(study, tuple(asks), tuple(lines))
+
+
+def _asks(study: Study, quality: Trainings) -> list[Ask]:
+    """The questions, each at the longest context that the baseline and another one ran."""
+    asks = [Ask("parameters", study.size, "total_params", study.stages[0], "")]
+    training = _longest(study, "pretrain", None)
+    if training is not None:
+        told = f"{_context(training):,} tokens"
+        asks.append(_ask("training tokens/s", told, "train_tokens_per_s", training))
+    batches = sorted({r.views[0].point.batch for r in study.rows() if r.case.stage == "generate"})
+    ends = dict.fromkeys(batches[:1] + batches[-1:])
+    decodes = [row for b in ends if (row := _longest(study, "generate", b)) is not None]
+    for row in decodes:
+        asks.append(_ask("decode tokens/s", _where(row), "it_tokens_per_s", row))
+    if decodes:
+        first, last = decodes[0], decodes[-1]
+        asks.append(_ask("prefill tokens/s", _where(first), "prefill_tokens_per_s", first))
+        asks.append(_ask("cache per token", _where(first), "kv_bytes_per_token", first))
+        asks.append(_ask("peak memory", _where(last), memory_key(last), last))
+        if any(r.status != "ok" for r in study.rows() if r.case.stage == "generate"):
+            batch = last.views[0].point.batch
+            asks.append(Ask("longest context", f"batch {batch}", LONGEST, "generate", f"b{batch} "))
+    elif training is not None:
+        asks.append(_ask("peak memory", "training", memory_key(training), training))
+    asks.append(Ask("bits per byte", quality.told or "no training here", QUALITY, "pretrain", ""))
+    for row in filter(None, (training, *decodes[-1:])):
+        told = "training" if row is training else f"decode, {_where(row)}"
+        key = _ceiling(study, row)
+        asks.append(_ask(_CEILINGS[key], told, key, row))
+    return asks
+
+
+_CEILINGS = {"roofline_share": "of own ceiling", "mfu": "MFU", "mbu": "MBU"}
+
+
+def _ceiling(study: Study, row: Row) -> str:
+    """The distance to a roofline that is known here: this machine's own, else the datasheet's."""
+    found = (study.at(name, row.case.stage, row.point) for name in study.variants)
+    if any(other is not None and other.cell("roofline_share").interval for other in found):
+        return "roofline_share"
+    return "mbu" if row.case.stage == "generate" else "mfu"
+
+
+def _ask(head: str, where: str, key: str, row: Row) -> Ask:
+    return Ask(head, where, key, row.case.stage, row.point)
+
+
+def _where(row: Row) -> str:
+    return f"batch {row.views[0].point.batch}, {_context(row):,} tokens"
+
+
+def _context(row: Row) -> int:
+    return row.views[0].point.context
+
+
+def _longest(study: Study, stage: str, batch: int | None) -> Row | None:
+    """A row at the longest context that the baseline and another variant ran; else that any ran."""
+    rows = [
+        row
+        for row in study.rows()
+        if (row.case.stage, row.status) == (stage, "ok")
+        and (batch is None or row.views[0].point.batch == batch)
+    ]
+    ran = {row.point: _ran(study, stage, row.point) for row in rows}
+    shared = [r for r in rows if study.baseline in ran[r.point] and len(ran[r.point]) > 1]
+    return max(shared or rows, key=_context, default=None)
+
+
+def _ran(study: Study, stage: str, point: str) -> set[str]:
+    """Variants that ended well at a point."""
+    found = {name: study.at(name, stage, point) for name in study.variants}
+    return {name for name, row in found.items() if row is not None and row.status == "ok"}
+
+
+def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
+    if ask.key == QUALITY:
+        return _quality_cell(study, name, quality)
+    if ask.key == LONGEST:
+        return _longest_cell(study, name, ask)
+    if ask.key in _PLAIN:
+        return _plain_cell(study.variants[name], ask.key)
+    base = study.at(study.baseline, ask.stage, ask.point)
+    row = base if name == study.baseline else study.at(name, ask.stage, ask.point, base)
+    if row is None:
+        return Cell("\u2013", title="no such row", state="none")
+    if row.status != "ok":
+        return Cell(row.status.replace("_", " "), title=row.reason, state="failed", row=row)
+    found = row.cell(ask.key)
+    if found.interval is None:
+        return Cell("\u2013", title=found.reason, state="none", row=row)
+    text, title = _value(study, row, ask), _small_print(row, ask.key)
+    if found.invalid:
+        return Cell(text, "invalid", title, "undecided", row)
+    if name == study.baseline or base is None or row is base:
+        return Cell(text, "baseline" if name == study.baseline else "", title, row=row)
+    return _beside(Cell(text, "", title, row=row), base, row, ask.key)
+
+
+def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
+    """A cell with its ratio to the baseline, as far as that is decided."""
+    try:
+        line = ratio(key, base, row)
+    except Unequal as error:
+        return cell._replace(title=f"{error}; {cell.title}")
+    if line is None:
+        return cell._replace(title=f"the baseline has no value; {cell.title}")
+    text, bounds = f"x{_two(line.ratio)}", ""
+    if line.low is not None and line.high is not None and line.why != "counted":
+        text, bounds = _with_bounds(line.ratio, line.low, line.high)
+    ranked = base.ranked and row.ranked
+    undecided = line.verdict == "ambiguous" or not ranked
+    why = line.why if ranked else "a side is never ranked (smoke, or something invalid)"
+    told = f"not decided: {why}" if undecided else line.word
+    title = "; ".join(filter(None, (told, bounds, cell.title)))
+    state: State = "undecided" if undecided else ""
+    return cell._replace(ratio=text, title=title, state=state, line=line)
+
+
+def _with_bounds(value: float, low: float, high: float) -> tuple[str, str]:
+    """`x2.11 ±0.02`, or both ends where they are far apart; and both ends in words."""
+    both, half = f"[{_two(low)}, {_two(high)}]", (high - low) / 2
+    short = f"\u00b1{half:.2f}" if half >= 0.005 else "\u00b1<0.01"
+    if value < 0.1:
+        short = f"\u00b1{half:.1g}"
+    shown = both if half > _WIDE * value else short
+    return f"x{_two(value)} {shown}", f"ratio {low:.4g} to {high:.4g}"
+
+
+def _two(value: float) -> str:
+    """Two decimals, more digits below a tenth."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _value(study: Study, row: Row, ask: Ask) -> str:
+    others = (study.at(name, ask.stage, ask.point) for name in study.variants)
+    shown = column(ask.key, [row for row in others if row is not None])
+    interval = row.cell(ask.key).interval
+    assert interval is not None
+    if shown.metric.unit == "share":
+        return f"{interval.value:.1%}"
+    unit = "" if "/s" in ask.head else f" {shown.unit}"
+    return f"{number(interval.value * shown.factor)}{unit}".strip()
+
+
+def _small_print(row: Row, key: str) -> str:
+    """The interval, what it is of, and from how many trials."""
+    interval = row.cell(key).interval
+    assert interval is not None
+    if interval.basis == "exact":
+        return "counted, not sampled"
+    if interval.low is None or interval.high is None:
+        return f"no interval; n = {interval.n}"
+    low, high = number(interval.low), number(interval.high)
+    return f"95 %: {low} to {high}, {interval.basis}; n = {interval.n}"
+
+
+def _plain_cell(rows: tuple[Row, ...], key: str) -> Cell:
+    for row in rows:
+        interval = row.cell(key).interval
+        if interval is not None:
+            return Cell(_counted(interval.value), title=f"{interval.value:,.0f}", row=row)
+    return Cell("\u2013", title=rows[0].cell(key).reason, state="none")
+
+
+def _counted(value: float) -> str:
+    """`1.54 B`, `31.5 M`."""
+    for size, unit in ((1e9, " B"), (1e6, " M")):
+        if value >= size:
+            return f"{number(value / size)}{unit}"
+    return f"{value:,.0f}"
+
+
+def _longest_cell(study: Study, name: str, ask: Ask) -> Cell:
+    """The longest context that ran at a batch, and how the next one ended."""
+    points = {r.point for r in study.variants[name] if r.point.startswith(ask.point)}
+    rows = [row for p in points if (row := study.at(name, ask.stage, p)) is not None]
+    good = max((r for r in rows if r.status == "ok"), key=_context, default=None)
+    ended = [r for r in rows if r.status != "ok" and (good is None or _context(r) > _context(good))]
+    first = min(ended, key=_context, default=None)
+    if first is None:
+        text = f"{_context(good):,}" if good is not None else "\u2013"
+        title = "the longest that was asked for" if good is not None else "no such row"
+        return Cell(text, title=title, state="" if good is not None else "none", row=good)
+    told = f"{_context(first):,} tokens: {first.status.replace('_', ' ')}"
+    text = f"{_context(good):,}" if good is not None else "none"
+    return Cell(text, told.partition(": ")[2], f"{told} {first.reason}".strip(), "failed", first)
+
+
+def _quality_cell(study: Study, name: str, quality: Trainings) -> Cell:
+    row = quality.rows.get(name)
+    if row is None:
+        reason = "no training of this variant with steps or tokens and held-out text"
+        return Cell("not measured", title=reason, state="none")
+    interval = row.cell(QUALITY).interval
+    assert interval is not None
+    title = _small_print(row, QUALITY)
+    text = f"{interval.value:.4f}"
+    if name == study.baseline:
+        return Cell(text, "baseline", title, row=row)
+    found = quality.against(study.baseline, name)
+    if found is None or found.difference is None:
+        why = found.why if found is not None else "the baseline was not trained"
+        return Cell(text, "", f"not decided: {why}; {title}", "undecided", row)
+    shown = briefly(found)
+    title = f"difference {signed(found)}; {title}"
+    if found.verdict == "undecided":
+        return Cell(text, shown, f"not decided: {found.why}; {title}", "undecided", row)
+    return Cell(text, shown, f"{found.verdict}, {found.seeds} seeds; {title}", row=row)

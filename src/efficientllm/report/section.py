@@ -1,0 +1,132 @@
+"""A study's part of the page: its matrix, its charts, and what its trainings decide."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from efficientllm.analysis.differences import Difference, Trainings
+from efficientllm.analysis.study import Study, studies, trainings
+from efficientllm.analysis.sweep import Sweep, learning_rate, sweeps
+from efficientllm.analysis.table import Row
+from efficientllm.report.charts import Chart
+from efficientllm.report.columns import number, with_half_width
+from efficientllm.report.contexts import cost_charts
+from efficientllm.report.learning import cache_chart, learning_chart
+from efficientllm.report.matrix import Matrix, matrix
+
+MAX_STUDIES = 6
+_HOUR, _MEGA = 3600.0, 1e6
+
+
+class Swept(NamedTuple):
+    """A sweep as the template shows it."""
+
+    name: str
+    sweep: Sweep
+    cells: tuple[str, ...]
+
+
+class Section(NamedTuple):
+    """Everything about one study; `budget` says how far its trainings went."""
+
+    title: str
+    matrix: Matrix
+    costs: tuple[Chart, ...]
+    quality: tuple[Chart, ...]
+    differences: tuple[Difference, ...]
+    sweeps: tuple[Swept, ...]
+    budget: str
+
+
+class Studies(NamedTuple):
+    """The sections of the page; the first one's matrix stands on the first screen."""
+
+    sections: tuple[Section, ...]
+    quality: Trainings
+
+
+def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
+    """The studies of the main rows; None where they vary no part of a model.
+
+    Where the first one trained nothing, bits per byte come from another study of the same
+    part, which then has a section of its own and is named wherever its numbers stand.
+    """
+    found = studies(main)
+    if not found:
+        return None
+    own = {id(row) for row in main}
+    others = studies(row for row in shown if id(row) not in own)
+    lent = _trained(found[0], [*found, *others])
+    more = [lent] if lent is not None and all(lent is not s for s in found) else []
+    quality = trainings(lent) if lent is not None else Trainings("", {}, ())
+    chosen = [*found[: MAX_STUDIES - len(more)], *more]
+    sections = tuple(_section(s, quality if s is found[0] else trainings(s)) for s in chosen)
+    return Studies(sections, quality)
+
+
+def _trained(first: Study, others: list[Study]) -> Study | None:
+    """The study whose trainings speak for the first one: itself, else one of the same part."""
+    same = (study for study in [first, *others] if study.axis == first.axis)
+    return next((study for study in same if len(trainings(study).rows) > 1), None)
+
+
+def _section(study: Study, quality: Trainings) -> Section:
+    own = trainings(study)
+    charts = (learning_chart(own.rows), cache_chart(own.rows, list(own.differences)))
+    suites = dict.fromkeys(row.record.trial.suite for row in study.rows())
+    return Section(
+        f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}",
+        matrix(study, quality),
+        tuple(cost_charts(study)),
+        charts if own.rows else (),
+        own.differences,
+        tuple(_swept(study, sweep) for sweep in sweeps(study.rows())),
+        " ".join(filter(None, (_budget(list(own.rows.values())), _tuning(study, own)))),
+    )
+
+
+def _budget(rows: list[Row]) -> str:
+    """Tokens per parameter of the trainings, and whether that is few."""
+    cells = (row.cell("tokens_per_param").interval for row in rows)
+    values = [interval.value for interval in cells if interval is not None]
+    if not values:
+        return ""
+    low, high = number(min(values)), number(max(values))
+    flags = [f for row in rows for f in row.flags if f.code == "UNDERTRAINED"]
+    few = ": UNDERTRAINED, what is better early need not be better later" if flags else ""
+    return f"{low if low == high else f'{low} to {high}'} tokens per parameter{few}."
+
+
+def _tuning(study: Study, own: Trainings) -> str:
+    """What choosing rates does to the verdicts: who tried more of them got more luck."""
+    found = [
+        (s, len(s.tried))
+        for s in sweeps(study.rows())
+        if any(s.best is row for row in own.rows.values())
+    ]
+    if not found:
+        return ""
+    tried = {
+        name: next((n for s, n in found if s.best is row), 1) for name, row in own.rows.items()
+    }
+    counts = ", ".join(f"{name} {n}" for name, n in tried.items())
+    uneven = "; unevenly, which favours those with more" if len(set(tried.values())) > 1 else ""
+    return (
+        "Each stands with its best learning rate, chosen on the same seeds and text, which makes it"
+        f" look a little too good. Rates tried: {counts}{uneven}."
+    )
+
+
+def _swept(study: Study, sweep: Sweep) -> Swept:
+    name = next(n for n, rows in study.variants.items() if any(r is sweep.best for r in rows))
+    joules = "\u2013" if sweep.joules is None else f"{number(sweep.joules / _MEGA)} MJ"
+    cells = (
+        f"{learning_rate(sweep.best):g}",
+        with_half_width(sweep.best.cell("bits_per_byte")),
+        with_half_width(sweep.best.cell("tokens_per_param")),
+        ", ".join(f"{rate:g}" for rate in sweep.tried),
+        str(sweep.trials),
+        f"{number(sweep.seconds / _HOUR)} h",
+        joules,
+    )
+    return Swept(name, sweep, cells)

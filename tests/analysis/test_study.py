@@ -1,0 +1,124 @@
+"""Studies: rows that differ in one part of the backbone and in nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from efficientllm.analysis.study import studies, trained, trainings, variant
+from efficientllm.analysis.sweep import learning_rate
+from efficientllm.analysis.table import rows
+from efficientllm.spec.suite import load_suite
+from tests import samples
+from tests.report import architecture_samples as made
+
+SIZES = ("0.5B-h16", "1.5B-h16", "3B-h16")
+POSITIONS = ("rope", "sinusoidal", "learned", "t5", "alibi", "none")
+
+
+def test_variants_are_named_by_their_kind_in_the_suites_order() -> None:
+    (study,) = studies(rows(made.attention_suite(1)))
+    assert (study.axis, study.size, tuple(study.variants)) == (
+        "attention",
+        "30M-h16",
+        made.VARIANTS,
+    )
+    assert study.baseline == "mha"
+    assert study.stages == ("pretrain", "generate")
+
+
+def test_without_mha_the_first_variant_is_the_baseline() -> None:
+    (study,) = studies(rows(made.attention_suite(1, ("mla", "gqa"))))
+    assert study.baseline == "mla"
+
+
+def test_attention_and_position_are_two_studies_that_share_their_crossing() -> None:
+    kinds = [("mha", "rope"), ("gqa", "rope"), ("gqa", "alibi"), ("gqa", "none")]
+    found = studies(rows([made.trained(a, position=p) for a, p in kinds]))
+    assert {study.axis: tuple(study.variants) for study in found} == {
+        "attention": ("mha", "gqa"),
+        "position": ("rope", "alibi", "none"),
+    }
+
+
+def test_other_sizes_are_other_studies_and_what_was_set_is_named() -> None:
+    def case(attention: str, **sizes: object) -> object:
+        model = made.model(attention) | sizes
+        return samples.record(samples.case(name=f"{attention}{sizes}", model=model))
+
+    records = [case(a, **s) for a in ("mha", "gqa") for s in ({}, {"ffn": 1024}, {"layers": 4})]
+    found = studies(rows(records))  # type: ignore[arg-type]
+    assert sorted(study.size for study in found) == [
+        "30M-h16",
+        "30M-h16, ffn 1024",
+        "30M-h16, layers 4",
+    ]
+
+
+def test_two_of_a_kind_at_one_point_are_told_apart_by_their_settings() -> None:
+    def record(window: int) -> object:
+        attention = {"kind": "sliding", "window": window}
+        return samples.record(
+            samples.case(name=f"w{window}", model=made.model() | {"attention": attention})
+        )
+
+    (study,) = studies(rows([record(256), record(512), made.generate("gqa")]))  # type: ignore[list-item]
+    assert tuple(study.variants) == ("sliding window 256", "sliding window 512", "gqa")
+
+
+def test_one_variant_and_published_shapes_are_no_study() -> None:
+    shape = samples.case(model={"kind": "shape", "name": "Llama-3.1-8B"})
+    assert studies(rows([made.generate("gqa"), samples.record(shape)])) == []
+    assert variant(shape) == ""
+
+
+@pytest.mark.parametrize(
+    ("attention", "position", "name"),
+    [("gqa", "rope", "gqa"), ("mla", "rope", "mla"), ("gqa", "alibi", "gqa+alibi")],
+)
+def test_a_case_is_called_by_its_studied_parts(attention: str, position: str, name: str) -> None:
+    assert variant(samples.case(model=made.model(attention, position))) == name
+
+
+def test_a_point_is_answered_by_what_did_the_same_work_and_ended_well() -> None:
+    (study,) = studies(rows(made.attention_suite(1)))
+    base = study.at("mha", "generate", "b1 c4096")
+    assert base is not None
+    found = study.at("mla", "generate", "b1 c4096", base)
+    assert found is not None
+    assert (found.name, found.point) == ("decode-mla", "b1 c4096")
+    assert study.at("mla", "generate", "b7 c1") is None
+
+
+def test_trainings_are_of_one_recipe_each_at_its_best_rate() -> None:
+    records = [
+        *made.learning_suite(1, ("mha", "mla")),
+        made.trained("mla", lr=4e-3, bits=1.40),
+        made.trained("mla", lr=8e-3, bits=1.60),
+    ]
+    (study,) = studies(rows(records))
+    found = trained(study)
+    assert {name: learning_rate(row) for name, row in found.items()} == {"mha": 2e-3, "mla": 4e-3}
+    (only,) = trainings(study).differences
+    assert (only.verdict, only.why) == ("undecided", "one seed")
+    (cost,) = studies(rows(made.attention_suite(1)))
+    assert trainings(cost).rows == {}
+    assert trainings(cost).size == ""
+
+
+@pytest.mark.parametrize(
+    ("suite", "expected"),
+    [
+        ("attention", [("attention", s, made.VARIANTS) for s in SIZES]),
+        ("position", [("position", s, POSITIONS) for s in SIZES]),
+        (
+            "attention-small",
+            [("attention", "30M-h16", made.VARIANTS), ("position", "30M-h16", POSITIONS)],
+        ),
+    ],
+)
+def test_the_suites_that_come_along_are_such_studies(
+    suite: str, expected: list[tuple[str, str, tuple[str, ...]]]
+) -> None:
+    table = rows([samples.record(case, points=()) for case in load_suite(suite).cases])
+    found = [(study.axis, study.size, tuple(study.variants)) for study in studies(table)]
+    assert sorted(found) == sorted(expected)

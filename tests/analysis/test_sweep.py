@@ -1,0 +1,69 @@
+"""Sweeps of the learning rate: the best, whether it lies at the edge, and the bill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from efficientllm import record as r
+from efficientllm.analysis.sweep import learning_rate, sweeps, tuned
+from efficientllm.analysis.table import Row, rows
+from tests.report import architecture_samples as made
+
+
+def swept(bits: dict[float, float], name: str = "mha", **changes: Any) -> list[Row]:
+    return rows([made.trained(name, lr=lr, bits=b, **changes) for lr, b in bits.items()])
+
+
+def test_the_rate_with_the_fewest_bits_is_best_and_inside_it_has_no_flag() -> None:
+    (found,) = sweeps(swept({1e-3: 1.6, 2e-3: 1.5, 4e-3: 1.55}))
+    assert learning_rate(found.best) == 2e-3
+    assert found.tried == (1e-3, 2e-3, 4e-3)
+    assert found.flags == ()
+
+
+@pytest.mark.parametrize(("best", "end"), [(1e-3, "smallest"), (4e-3, "largest")])
+def test_a_best_rate_at_the_edge_is_flagged(best: float, end: str) -> None:
+    bits = {1e-3: 1.6, 2e-3: 1.6, 4e-3: 1.6} | {best: 1.5}
+    (found,) = sweeps(swept(bits))
+    (flag,) = found.flags
+    assert (flag.code, flag.about) == ("EDGE_OF_SWEEP", "quality")
+    assert f"{best:g}, is the {end} of 3" in flag.text
+
+
+def test_a_rate_at_which_training_broke_was_tried() -> None:
+    broken = made.trained("mha", lr=8e-3, outcome=r.Outcome(status="nan", reason="step 3"))
+    broken = broken.model_copy(update={"scores": None, "curve": ()})
+    kept = [made.trained("mha", lr=lr, bits=b) for lr, b in ((1e-3, 1.6), (4e-3, 1.5))]
+    (found,) = sweeps(rows([*kept, broken]))
+    assert found.tried == (1e-3, 4e-3, 8e-3)
+    assert found.flags == (), "the next larger one broke, so 0.004 lies inside"
+    assert found.trials == 3
+    assert (found.joules, found.why_no_joules) == (None, "nan: step 3")
+
+
+def test_the_bill_counts_every_trial() -> None:
+    trials = [
+        made.trained("mha", seed, lr=lr, bits=1.5 + lr) for lr in (1e-3, 2e-3) for seed in range(3)
+    ]
+    (found,) = sweeps(rows(trials))
+    assert found.trials == 6
+    assert found.seconds == 600.0
+    # 500 W over 192 steps of 65,536 tokens at 9.256 us a token, six times
+    assert found.joules == pytest.approx(6 * 500 * 192 * 65536 * 9.256e-6, rel=1e-6)
+
+
+def test_one_rate_is_no_sweep_and_variants_are_swept_apart() -> None:
+    assert sweeps(swept({1e-3: 1.5})) == []
+    both = [*swept({1e-3: 1.6, 2e-3: 1.5}), *swept({1e-3: 1.4, 2e-3: 1.5}, "mla")]
+    assert [learning_rate(sweep.best) for sweep in sweeps(both)] == [2e-3, 1e-3]
+
+
+def test_tuned_keeps_the_best_of_each_sweep_and_what_was_not_swept() -> None:
+    table = [*swept({1e-3: 1.6, 2e-3: 1.5}), *swept({1e-3: 1.4}, "mla")]
+    assert [(row.name, learning_rate(row)) for row in tuned(table)] == [
+        ("learn-mha-rope-0.002", 2e-3),
+        ("learn-mla-rope-0.001", 1e-3),
+    ]
+    assert tuned(rows([made.pretrain("mha", 4096)])) == [], "nothing was learned there"

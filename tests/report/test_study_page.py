@@ -1,0 +1,315 @@
+"""The page of a study: its matrix and its sentence hold what the records hold, and no more."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from efficientllm import record as r
+from efficientllm.analysis.study import Study, studies, trainings
+from efficientllm.analysis.table import rows
+from efficientllm.cost import cache_bytes
+from efficientllm.report.answer import largest, study_headline
+from efficientllm.report.contexts import cost_charts, families
+from efficientllm.report.export import export
+from efficientllm.report.html import page
+from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent
+from efficientllm.report.matrix import Cell, Matrix, matrix
+from efficientllm.results import Results
+from tests import samples
+from tests.report import architecture_samples as made
+from tests.report.test_html import Structure, pair
+
+
+@cache
+def costs(rounds: int = 3) -> Study:
+    return studies(rows(made.attention_suite(rounds)))[0]
+
+
+@cache
+def learned(seeds: int = 3) -> Study:
+    return studies(rows(made.learning_suite(seeds)))[0]
+
+
+@cache
+def shown(rounds: int = 3) -> Matrix:
+    return matrix(costs(rounds), trainings(learned()))
+
+
+@cache
+def whole() -> str:
+    return page(Results((*made.learning_suite(), *made.attention_suite())))
+
+
+def cell(of: Matrix, head: str, where: str, name: str) -> Cell:
+    (ask,) = [ask for ask in of.asks if ask.head == head and where in ask.where]
+    return dict(of.column(ask))[name]
+
+
+def test_decode_is_shown_at_the_longest_context_that_the_baseline_ran() -> None:
+    # 32 x 65,536 tokens of mha's cache are 32 GiB, beyond the made-up card's 30
+    heads = [(ask.head, ask.where) for ask in shown().asks]
+    assert ("decode tokens/s", "batch 1, 65,536 tokens") in heads
+    assert ("decode tokens/s", "batch 32, 16,384 tokens") in heads
+    assert ("training tokens/s", "16,384 tokens") in heads
+    lost = cell(shown(), "longest context", "batch 32", "mha")
+    assert (lost.text, lost.ratio, lost.state) == ("16,384", "out of memory", "failed")
+    assert lost.title == "65,536 tokens: out of memory the cache takes 32 GiB"
+    assert cell(shown(), "longest context", "batch 32", "gqa").text == "65,536"
+
+
+def test_a_ratio_is_the_paired_one_with_its_interval() -> None:
+    found = cell(shown(), "decode tokens/s", "batch 32", "sliding")
+    expected = made.tpot("mha", 32, 16384) / made.tpot("sliding", 32, 16384)
+    assert found.line is not None
+    assert found.line.ratio == pytest.approx(expected, rel=1e-6)
+    assert (found.line.verdict, found.state) == ("better", "")
+    assert found.ratio.startswith(f"x{expected:.2f} \u00b1")
+    base = cell(shown(), "decode tokens/s", "batch 32", "mha")
+    assert (base.ratio, base.line) == ("baseline", None)
+
+
+def test_a_difference_inside_the_band_is_amber_and_says_why() -> None:
+    found = cell(shown(), "training tokens/s", "", "gqa")
+    assert found.state == "undecided"
+    assert found.title.startswith("not decided: the interval touches the band of 2 %")
+
+
+def test_the_cache_is_counted_and_compares_exactly_from_one_trial_on() -> None:
+    for rounds in (1, 3):
+        found = cell(shown(rounds), "cache per token", "", "mqa")
+        assert (found.text, found.ratio, found.state) == ("1,024 B", "x0.062", "")
+        assert "counted, not sampled" in found.title
+
+
+def test_one_trial_decides_no_speed() -> None:
+    found = cell(shown(1), "decode tokens/s", "batch 32", "sliding")
+    assert found.state == "undecided"
+    assert "1 of the three pairs of trials" in found.title
+    assert "\u00b1" not in found.ratio
+
+
+def test_quality_stands_with_its_size_or_says_that_it_was_not_measured() -> None:
+    found = cell(shown(), "bits per byte", "30M-h16, 0.4", "mla")
+    assert found.text == "1.4964"
+    assert found.ratio.startswith("-0.0040 \u00b1")
+    assert "better, 3 seeds" in found.title
+    without = cell(matrix(costs(), trainings(costs())), "bits per byte", "no training", "mla")
+    assert (without.text, without.state) == ("not measured", "none")
+
+
+def test_one_seed_leaves_quality_amber() -> None:
+    study = learned(1)
+    found = cell(matrix(study, trainings(study)), "bits per byte", "", "mla")
+    assert found.state == "undecided"
+    assert "not decided: one seed" in found.title
+
+
+def test_a_missing_variant_and_a_broken_one_say_so() -> None:
+    lost = r.Outcome(status="crash", reason="no kernel")
+    records = [
+        x
+        for x in made.attention_suite(1, ("mha", "gqa", "mla"))
+        if x.trial.name != "train-16384-mla"
+    ]
+    records += [made.generate("nsa", outcome=lost)]
+    found = matrix(studies(rows(records))[0], trainings(costs()))
+    assert cell(found, "training tokens/s", "", "mla").title == "no such row"
+    broken = cell(found, "decode tokens/s", "batch 1,", "nsa")
+    assert (broken.text, broken.title, broken.state) == ("crash", "no kernel", "failed")
+
+
+def test_smoke_rows_are_shown_and_never_decided() -> None:
+    smoke = {"profile": "smoke", "trials": 3}
+    names = ("mha", "sliding")
+    records = [made.generate(name, i, protocol=smoke) for i in range(3) for name in names]
+    found = matrix(studies(rows(records))[0], trainings(costs()))
+    one = cell(found, "decode tokens/s", "batch 32", "sliding")
+    assert one.state == "undecided"
+    assert "never ranked" in one.title
+
+
+def test_the_sentence_names_the_largest_decided_effects_with_interval_and_condition() -> None:
+    quality = trainings(learned())
+    head = study_headline(costs().rows(), "What?", shown(), quality)
+    assert head.sentence.startswith("Beside mha at 30M-h16: nsa trains 1.16 [1.1")
+    assert "times as fast (16,384 tokens); sliding decodes 1.41 [1." in head.sentence
+    assert "(batch 32, 16,384 tokens); sliding keeps 1/256 of the cache; " in head.sentence
+    assert "sliding takes +0.0400 [+0.0" in head.sentence
+    assert "bits per byte (30M-h16, 0.42 tokens a parameter, 3 seeds)." in head.sentence
+    assert head.hedge == ""
+    assert largest(shown(), "no such metric") is None
+
+
+def test_the_sentence_hedges_as_long_as_nothing_is_decided() -> None:
+    head = study_headline(costs(1).rows(), "", shown(1), trainings(learned(1)))
+    assert "so far nsa trains 1.17 times as fast" in head.sentence
+    assert "no difference in quality is decided (30M-h16, 0.42" in head.sentence
+    assert "one seed" in head.sentence
+    assert head.hedge.startswith("Not decided: 1 of the three pairs")
+    nothing = study_headline(costs(1).rows(), "", shown(1), trainings(costs(1)))
+    assert nothing.sentence.endswith("what they buy in quality is not measured.")
+
+
+def test_equal_variants_are_said_to_be_equal() -> None:
+    records = [made.pretrain(name, 4096, i) for name in ("mha", "gqa") for i in range(3)]
+    steps = [made.pretrain("mha", 4096, i).points for i in range(3)]
+    records = [
+        x.model_copy(update={"points": (_timed(x, steps[i % 3][0]),)})
+        for i, x in enumerate(records)
+    ]
+    study = studies(rows(records))[0]
+    head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
+    assert "none trains measurably faster or slower (4,096 tokens)" in head.sentence
+
+
+def _timed(record: r.Record, as_: r.PointResult) -> r.PointResult:
+    return record.points[0].model_copy(update={"windows": as_.windows})
+
+
+def test_costs_are_seconds_per_token_at_each_context_and_equal_work() -> None:
+    found = {(f.what, f.where): f.curves for f in families(costs())}
+    assert list(found) == [
+        ("Decode", "batch 1"),
+        ("Decode", "batch 32"),
+        ("Prefill", "batch 1"),
+        ("Prefill", "batch 32"),
+        ("Training", "32,768 tokens a step"),
+    ]
+    decode = found["Decode", "batch 32"]
+    assert sorted(decode["gqa"]) == [4096, 16384, 65536]
+    assert sorted(decode["mha"]) == [4096, 16384], "it ran out of memory beyond"
+    assert decode["gqa"][65536].value == pytest.approx(made.tpot("gqa", 32, 65536), rel=1e-5)
+    training = found["Training", "32,768 tokens a step"]["nsa"][16384]
+    assert training.value == pytest.approx(1e-9 * (9000 + 0.55 * 4096), rel=1e-5)
+    assert training.low is not None
+    assert training.low < training.value < (training.high or 0)
+
+
+def test_crossings_stand_in_words_below_their_chart() -> None:
+    charts = {chart.title: chart for chart in cost_charts(costs())}
+    told = charts["Decode, batch 32"].notes
+    assert "mla passes gqa between 16,384 and 65,536 tokens (decode, batch 32)." in told
+    assert any(note.startswith("Undecided between 4,096 and 16,384") for note in told)
+    assert charts["Decode, batch 1"].notes == (
+        "No two variants change places between the contexts measured.",
+    )
+    one_run = {chart.title: chart for chart in cost_charts(costs(1))}["Decode, batch 32"]
+    assert not any(" passes gqa between" in note for note in one_run.notes)
+    assert any("fewer than three trials" in note for note in one_run.notes)
+
+
+def test_one_context_gives_no_chart_and_the_reason() -> None:
+    (chart,) = cost_charts(studies(rows([*(_decoded_once(n) for n in ("mha", "gqa"))]))[0])
+    assert chart.svg == ""
+    assert chart.reason == "every batch was measured at one context only"
+
+
+def _decoded_once(name: str) -> r.Record:
+    return samples.record(samples.case(name=name, model=made.model(name)))
+
+
+def test_training_is_paid_in_joules_where_every_trial_has_them_else_in_seconds() -> None:
+    table = trainings(learned()).rows
+    cost = spent(list(table.values()))
+    view = table["mha"].views[0]
+    assert cost.unit == "joules"
+    assert cost.note.startswith("Joules of the board")
+    assert cost.per_token(view) == pytest.approx(500 * 9.256e-6, rel=1e-4)
+    blind = made.trained("gqa", readings=(), notes={"nvml": "no driver"})
+    seconds = spent([*table.values(), *rows([blind])])
+    assert seconds.unit == "seconds"
+    assert "no driver" in seconds.note
+    assert seconds.per_token(view) == pytest.approx(9.256e-6, rel=1e-4)
+
+
+def test_the_learning_chart_has_seeds_and_stays_small() -> None:
+    chart = learning_chart(trainings(learned()).rows)
+    assert "<svg" in chart.svg
+    long = tuple(
+        r.CurvePoint(step=i, tokens=65536.0 * i, nll=2e4 / i, bytes=20000) for i in range(1, 2001)
+    )
+    many = rows([made.trained(n, s, curve=long) for n in ("mha", "mla") for s in range(3)])
+    large = learning_chart({row.name: row for row in many})
+    assert len(large.svg) < 40_000
+    assert MAX_CURVE < 100
+    bare = learning_chart({row.name: row for row in rows([made.trained("mha", curve=())])})
+    assert bare.reason == "no training was scored along the way (quality.curve)"
+
+
+def test_the_cache_chart_rings_what_is_surely_on_the_front() -> None:
+    found = trainings(learned())
+    chart = cache_chart(found.rows, list(found.differences))
+    # mqa keeps least, nsa is better for little more, mla is better than all: three rings
+    assert chart.svg.count('stroke-width="2"') >= len(made.VARIANTS)
+    assert _rings(chart.svg) == 3
+    one = trainings(learned(1))
+    assert _rings(cache_chart(one.rows, list(one.differences)).svg) == 1, "the least cache alone"
+    assert "two trained variants" in cache_chart({}, []).reason
+
+
+def _rings(svg: str) -> int:
+    return len(
+        re.findall(
+            r'stroke="currentColor"[^>]*aria-label|aria-label[^>]*stroke="currentColor"', svg
+        )
+    )
+
+
+def test_the_whole_page_keeps_the_laws_of_every_page() -> None:
+    structure = Structure(whole())
+    targets = {attrs["id"] for tag, attrs in structure.elements if "id" in attrs}
+    for tag, attrs in structure.elements:
+        assert "style" not in attrs
+        assert tag not in ("link", "img", "form")
+        if tag == "a":
+            assert (attrs["href"] or "")[1:] in targets
+    assert len(whole().encode()) < 1_500_000
+
+
+def test_the_first_screen_lends_quality_from_the_small_trainings_and_shows_them() -> None:
+    lead = whole().split("What is invalid")[0]
+    assert "Each variant beside the baseline" in lead
+    assert "30M-h16, 0.42 tokens a parameter" in lead
+    assert "-0.0040" in lead
+    assert 'class="figures"' not in lead
+    assert "Attention at 30M-h16, suite attention-small" in whole()
+    assert "Which differences in quality are real" in whole()
+
+
+def test_other_pages_stay_as_they_were() -> None:
+    text = page(Results(pair()))
+    assert 'class="figures"' in text
+    assert "beside the baseline" not in text
+
+
+def test_a_sweep_is_a_table_with_its_edge_flagged() -> None:
+    extra = [
+        made.in_suite(made.trained("mla", s, lr=4e-3, bits=1.4), "attention-small", 90 + s)
+        for s in range(3)
+    ]
+    text = page(Results((*made.learning_suite(), *extra)))
+    assert "Learning rates tried" in text
+    assert "EDGE_OF_SWEEP" in text
+    assert "0.002, 0.004" in text
+    assert "Rates tried: mha 1, gqa 1, mqa 1, sliding 1, mla 2, nsa 1; unevenly" in text
+
+
+def test_exports_name_the_variant_and_the_differences() -> None:
+    table = rows([*made.learning_suite(), *made.attention_suite(1)])
+    csv = export(table, "csv").decode().splitlines()
+    assert "variant" in csv[0].split(",")
+    assert ",nsa," in "\n".join(csv)
+    text = export(table, "md").decode()
+    assert "### Differences in quality: attention at 30M-h16" in text
+    assert re.search(r"\| mla \| mha \| 3 \| -0\.0040 \\?\[.*\| better \|", text)
+    assert "Differences in quality" not in export(rows(pair()), "md").decode()
+
+
+def test_the_formula_behind_the_cache_chart_is_the_measured_size() -> None:
+    row = trainings(learned()).rows["mla"]
+    shape = row.views[0].shape
+    assert shape is not None
+    assert cache_bytes(shape, 1024) / 1024 == 8 * (4 * 32 + 16) * 2
