@@ -174,7 +174,7 @@ def largest(of: Case, shape: Shape, gib: float) -> int | None:
 def test_the_nearest_batch_that_fits_fits_and_the_next_does_not(workload: str) -> None:
     spec: dict[str, Any] = {"kind": "pretrain", "batch": 64, "sequence_length": 4096}
     if workload == "generate":
-        spec = {"kind": "generate", "points": {"batch": 256, "context": 8192}}
+        spec = {"kind": "generate", "points": {"batch": 1024, "context": 8192}}
     of = case(model="backbone-1.5B", workload=spec)
     shape = predict.shape_of(of)
     assert shape is not None

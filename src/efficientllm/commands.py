@@ -75,7 +75,7 @@ def _announce(console: Console, suite: Suite, guess_s: float, gpu: machine.Gpu |
     energy = "" if bound is None else f", at most {bound.kwh:.2g} kWh"
     console.print(
         f"suite {escape(suite.name)}  {device}  protocol {suite.protocol.profile}"
-        f"  {len(suite.cases)} cases  about {_minutes(guess_s)}{energy}"
+        f"  {len(suite.cases)} cases  about {duration.minutes(guess_s)}{energy}"
     )
 
 
@@ -153,7 +153,7 @@ class _Bar:
         whole = self._guess_s
         if self._done and self._total:
             whole = gone / self._done * max(self._total, self._done)
-        return f"about {_minutes(max(0.0, whole - gone))} left"
+        return f"about {duration.minutes(max(0.0, whole - gone))} left"
 
     def _finished(self, planned: Planned, record: Record) -> None:
         self._done += 1
@@ -200,7 +200,7 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
             if case.case_id in rows:
                 fits += f", micro_batch {rows[case.case_id]}"
             size = "unknown" if needed is None else f"{needed / GIB:.1f}"
-            once = (_per_parameter(case, shape), _minutes(seconds), state) if i == 0 else ()
+            once = (_per_parameter(case, shape), duration.minutes(seconds), state) if i == 0 else ()
             table.add_row(_short(case, suite), str(point), size, fits, *once)
     console.print(
         f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}; GiB is"
@@ -213,7 +213,8 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
     for item in due.blocked:
         console.print(f"[yellow]blocked[/yellow] {escape(item.case.name)}: {escape(item.reason)}")
     total = _total_seconds(suite, shelf, gpu)
-    console.print(f"about {_minutes(total)} in all (predicted; measured where it ran before)")
+    known = "predicted; measured where it ran before"
+    console.print(f"about {duration.minutes(total)} in all ({known})")
     bound = _most_energy(total, gpu)
     if bound is not None:
         console.print(
@@ -291,11 +292,3 @@ def _total_seconds(suite: Suite, shelf: Shelf, gpu: machine.Gpu | None) -> float
         * max(0, trials - len(shelf.finished(case, suite.protocol)))
         for case in suite.cases
     )
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -75,3 +75,12 @@ def _processor_flops() -> float:
     for _ in range(4):
         a @ a
     return 4 * 2 * 512**3 / seconds_since(start) * 0.5
+
+
+def minutes(seconds: float) -> str:
+    """A length of time for people, in the unit that fits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:,.0f} days"

@@ -39,6 +39,9 @@ ADAPTER_BYTES = 4
 LOSS_SLICE_BYTES = 5 << 28
 """Logits that the loss holds at once (`CHUNK_BYTES` of `workloads/loss.py`, which needs torch)."""
 
+PLAIN_LOSS_VOCAB = 16_384
+"""Up to this vocabulary all logits are held at once (`resolve` of `workloads/loss.py`)."""
+
 TIGHT = 0.9
 
 Fit = Literal["fits", "tight", "no", "unknown"]
@@ -179,6 +182,9 @@ def _training(case: Case, spec: Training, shape: Shape, weights: float) -> Memor
     attention = _attention_kept(shape)
     kept = 7 * shape.hidden + 1.5 * attention + 3 * shape.ffn
     loss = min(tokens * shape.vocab * element, LOSS_SLICE_BYTES)
+    if spec.loss == "plain" or (spec.loss == "auto" and shape.vocab <= PLAIN_LOSS_VOCAB):
+        # Logits, and in float32 a copy of them, their softmax and its gradient.
+        loss = tokens * shape.vocab * (element + 3 * 4)
     if trained == parameters(shape).total:  # the head learns: its gradient is summed first
         loss += 4 * shape.vocab * shape.hidden
     activations = tokens * _layers_kept(case, shape) * kept * element + loss

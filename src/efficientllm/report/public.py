@@ -23,6 +23,10 @@ _BARE = re.compile(rf"(?:(?<![\w./~])|(?<=\s-[A-Z]))({_START}[^\s\"'`,;:()\[\]{{
 _HOME = re.compile(r"(?:file://)?(?:~\w*|/+(?:home|Users)/+[^/]+|/+root)")
 
 
+_PLACES = ("tokenizer", "source")
+"""Members that hold a path or the id of a hub."""
+
+
 def public_record(record: Record) -> Record:
     """A record without paths: what it names by content stays, where it lay does not.
 
@@ -82,7 +86,7 @@ def _names_only(value: Any) -> Any:
     if isinstance(value, dict):
         return {
             k: Path(v).name
-            if k in ("path", "tokenizer", "source", "file") and _is_path(v)
+            if isinstance(v, str) and (k in ("path", "file") or (k in _PLACES and _is_path(v)))
             else _names_only(v)
             for k, v in value.items()
         }
