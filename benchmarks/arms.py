@@ -197,13 +197,12 @@ def work_of(case: Case, cache: Path) -> tuple[Any, Any]:
     return assembly, work_for(assembly, case.points[0], task)
 
 
-def timed(step: Callable[[], Any], args: argparse.Namespace) -> Result:
+def timed(step: Callable[[], Any], line: clock.Timeline, args: argparse.Namespace) -> Result:
     """Take the first step, --warmup more, then time --steps between two drained edges.
 
     Seconds to the end of the first step are counted from the start of the process, and from
     now, when everything is built.
     """
-    line = clock.timeline(device().torch)
     line.drain()
     built = clock.now_ns()
     step()

@@ -19,15 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import arms
 from efficientllm import clock, machine, measure
-from efficientllm.device import open_device
-from efficientllm.journal import Task
 from efficientllm.measure import Loop
-from efficientllm.prepare import assemble, work_for
 from efficientllm.spec.protocol import PROFILES
 from efficientllm.spec.suite import one_line_suite
 
@@ -37,22 +36,10 @@ STEPS = 20
 def build(overrides: tuple[str, ...]) -> tuple[Any, torch.device]:
     """A training workload, warmed up and compiled."""
     suite = one_line_suite("pretrain", overrides)
-    case = suite.cases[0]
-    task = Task(
-        case={},
-        protocol={},
-        seed=0,
-        points=(0,),
-        cache_folder=tempfile.mkdtemp(),
-        device="accelerator" if torch.accelerator.is_available() else "cpu",
-        metered_power=False,
-    )
-    device = open_device(task.device)
-    assembly = assemble(case, task, device)
-    work = work_for(assembly, case.points[0], task)
+    _, work = arms.work_of(suite.cases[0], Path(tempfile.mkdtemp()))
     for _ in range(5):
         work.unit("step")
-    return work, device.torch
+    return work, arms.device().torch
 
 
 def bare(work: Any, device: torch.device) -> float:
