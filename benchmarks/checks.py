@@ -1,0 +1,181 @@
+"""What `gradients.py` checks: every fast kernel that training calls, beside its plain formula.
+
+A further check is one function from (device, dtype) to a `Check`, and its line in CHECKS. It
+draws its inputs with `draw` and raises Unsupported where its kernel is not. References read
+the same inputs in float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from efficientllm.catalog.shape import Sparse
+from efficientllm.models.attend import attend, attend_masked
+from efficientllm.models.position import Documents, Positions
+from efficientllm.models.sparse import block_means, sparse_reference
+from efficientllm.models.sparse_kernels import obstacle, sparse_branches
+from efficientllm.record import Unsupported
+from efficientllm.workloads import loss
+from efficientllm.workloads.batches import IGNORED
+from efficientllm.workloads.compiling import compiled
+
+Inputs = dict[str, Tensor]
+
+
+class Check(NamedTuple):
+    """A kernel and its reference, which take the same named inputs and give one tensor."""
+
+    fast: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    inputs: Inputs  # those that require a gradient are compared in it
+    shape: str
+
+
+def draw(device: torch.device, dtype: torch.dtype, **sizes: tuple[int, ...]) -> Inputs:
+    """Standard normal inputs that get gradients, the same on every run, each name its own."""
+    inputs = {}
+    for name, size in sizes.items():
+        chance = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+        drawn = torch.randn(size, generator=chance, device=device)
+        inputs[name] = drawn.to(dtype).requires_grad_()
+    return inputs
+
+
+def _heads(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int = 12,
+    kv: int = 2,
+    d: int = 128,
+    dv: int = 0,
+) -> tuple[Inputs, str]:
+    """q [B, H, T, D], k [B, K, T, D], v [B, K, T, E]: 2,048 tokens on a GPU, 256 on a CPU."""
+    if device.type != "cpu" and dtype == torch.float32:
+        raise Unsupported("these kernels multiply in half precision")
+    batch, length = (1, 256) if device.type == "cpu" else (2, 2048)
+    sizes = {"q": (heads, d), "k": (kv, d), "v": (kv, dv or d)}
+    inputs = draw(device, dtype, **{n: (batch, h, length, w) for n, (h, w) in sizes.items()})
+    return inputs, f"{batch} x {length}, heads {heads}/{kv}, D {d}/{dv or d}"
+
+
+def _only_on_gpu(device: torch.device) -> None:
+    if device.type == "cpu":
+        raise Unsupported("a CPU has no such kernel")
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, **told: Any) -> Tensor:
+    """Attention with every score written out."""
+    return attend_masked(q, k, v, Positions(**told), window)
+
+
+def sdpa(device: torch.device, dtype: torch.dtype, *, by: SDPBackend, **sizes: int) -> Check:
+    """Causal attention by one back-end of SDPA; `sizes` as in `_heads`."""
+    if by is not SDPBackend.FLASH_ATTENTION:
+        _only_on_gpu(device)
+    inputs, shape = _heads(device, dtype, **sizes)
+    return Check(sdpa_kernel(by)(attend), _plain, inputs, shape)
+
+
+def packed(device: torch.device, dtype: torch.dtype) -> Check:
+    """Documents of uneven lengths in one row: the variable-length kernel; on a CPU, one by one."""
+    inputs, shape = _heads(device, dtype)
+    row = {name: x.detach()[:1].requires_grad_() for name, x in inputs.items()}
+    length = row["q"].shape[2]
+    cuts = [0, length // 8, length // 8 + 1, length // 2 + 3, length]
+    lengths = tuple(b - a for a, b in itertools.pairwise(cuts))
+    offsets = torch.tensor([*cuts, length], dtype=torch.int32, device=device)  # padded
+    documents = Documents(offsets, max(lengths), lengths)
+
+    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(*(torch.split(x, list(lengths), dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([_plain(*part) for part in parts], dim=2)
+
+    fast = partial(attend, positions=Positions(documents=documents))
+    return Check(fast, reference, row, f"{shape}, one row, {len(lengths)} documents")
+
+
+def flex(device: torch.device, dtype: torch.dtype, *, adds: str = "", window: int = 0) -> Check:
+    """FlexAttention with a window, slopes (ALiBi) or learned biases (T5), compiled."""
+    _only_on_gpu(device)
+    inputs, shape = _heads(device, dtype, kv=12 if adds else 2)
+    if adds == "bias":
+        inputs |= draw(device, torch.float32, bias=(12, 129))
+    if adds == "slopes":
+        inputs["slopes"] = torch.logspace(-1, -8, 12, base=2.0, device=device)
+
+    def fast(q: Tensor, k: Tensor, v: Tensor, **told: Any) -> Tensor:
+        return attend(q, k, v, Positions(**told), window or None)
+
+    reference = partial(_plain, window=window or None)
+    return Check(compiled(fast), reference, inputs, f"{shape}, window {window or 'none'}")
+
+
+def sparse(device: torch.device, dtype: torch.dtype) -> Check:
+    """NSA's two branches, side by side, on rows so short that every block is selected.
+
+    Which blocks are chosen near a tie is no question of a gradient.
+    """
+    sizes = Sparse(block=32, selected=16, window=64)
+    _only_on_gpu(device)
+    if why := obstacle(16, 1, sizes):
+        raise Unsupported(why)
+    inputs = draw(device, dtype, q=(2, 16, 512, 128), k=(2, 1, 512, 128), v=(2, 1, 512, 128))
+
+    def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        means = block_means(k, sizes), block_means(v, sizes)
+        return torch.cat(sparse_branches(q, k, v, *means, sizes))
+
+    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.cat(sparse_reference(q, k, v, sizes))
+
+    return Check(fast, reference, inputs, "2 x 512, heads 16/1, D 128, block 32")
+
+
+def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:
+    """Loss and gradients slice by slice against cross-entropy of all logits in float32."""
+    if kind == "liger":
+        _only_on_gpu(device)
+    rows, width, vocab = (512, 128, 2048) if device.type == "cpu" else (8192, 1536, 151_936)
+    inputs = draw(device, dtype, hidden=(rows, width), weight=(vocab, width))
+    inputs["weight"].data.mul_(width**-0.5)
+    targets = torch.randint(vocab, (rows,), device=device)
+    targets[::7] = IGNORED
+    loss.CHUNK_BYTES = min(loss.CHUNK_BYTES, rows * vocab)  # two slices at least
+
+    by_slices = loss.loss_of(kind)
+
+    def fast(hidden: Tensor, weight: Tensor) -> Tensor:
+        return by_slices(hidden, weight, targets)
+
+    def reference(hidden: Tensor, weight: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+    return Check(fast, reference, inputs, f"{rows} x {width} x {vocab}")
+
+
+CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
+    "sdpa cudnn, D 64": partial(sdpa, by=CUDNN, d=64),
+    "sdpa cudnn, D 128": partial(sdpa, by=CUDNN, d=128),
+    "sdpa cudnn, latent": partial(sdpa, by=CUDNN, kv=12, d=192, dv=128),
+    "sdpa flash, D 64": partial(sdpa, by=FLASH, d=64),
+    "sdpa flash, D 128": partial(sdpa, by=FLASH, d=128),
+    "packed documents": packed,
+    "flex, window": partial(flex, window=512),
+    "flex, slopes": partial(flex, adds="slopes"),
+    "flex, slopes, window": partial(flex, adds="slopes", window=512),
+    "flex, bias": partial(flex, adds="bias"),
+    "nsa": sparse,
+    "loss, chunked": partial(sliced, kind="chunked"),
+    "loss, liger": partial(sliced, kind="liger"),
+}

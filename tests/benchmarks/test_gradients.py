@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The benchmark as a module; it stands outside the package."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gradients
+
+    yield gradients
+    for name in ("gradients", "checks", "arms"):
+        sys.modules.pop(name, None)
+
+
+TOKENS = 2048
+
+
+def causal_like() -> Tensor:
+    """Vectors that shrink to nothing along the row, as gradients of causal keys do."""
+    lengths = (1 / torch.arange(1, TOKENS + 1) - 1 / (TOKENS + 1)).sqrt()
+    return torch.randn(TOKENS, 64, generator=torch.Generator().manual_seed(0)) * lengths[:, None]
+
+
+def test_the_error_is_that_of_the_worst_tile(gradients: Any) -> None:
+    right = torch.zeros(40, 2)  # tiles of 16, 16 and 8 tokens
+    right[0], right[39] = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 12.0])
+    found = right.clone()
+    found[1, 0] = 0.5
+    found[38, 0] = 0.6
+    assert gradients.error(found, right) == pytest.approx(0.1)
+
+
+def test_a_tile_of_nothing_counts_as_a_hundredth_of_the_mean(gradients: Any) -> None:
+    right = torch.zeros(32, 2)
+    right[0, 0] = 2.0**0.5  # root mean square of both tiles: 1
+    found = right.clone()
+    found[20, 0] = 0.005
+    assert gradients.error(found, right) == pytest.approx(0.5)
+
+
+def test_a_loss_is_a_tile_of_its_own(gradients: Any) -> None:
+    assert gradients.error(torch.tensor(5.1), torch.tensor(5.0)) == pytest.approx(0.02)
+
+
+def test_rounding_is_within_and_faults_are_not(gradients: Any) -> None:
+    right, most = causal_like(), gradients.TOLERANCE[torch.bfloat16]
+    assert gradients.error(right.bfloat16(), right) < most
+    tail, one = right.clone(), right.clone()
+    tail[-16:], one[1000] = 0, 0
+    assert (tail - right).norm() / right.norm() < 0.003  # which would not be seen as a whole
+    for fault in (tail, one, right * 1.03, right.roll(1, 0)):
+        assert gradients.error(fault, right) > most
+
+
+def test_a_value_that_is_not_finite_is_no_error_but_a_failure(gradients: Any) -> None:
+    right = causal_like()
+    assert math.isnan(gradients.error(right.index_fill(0, torch.tensor(9), math.nan), right))
+
+
+def test_the_gradient_of_every_input_that_asks_is_compared(gradients: Any) -> None:
+    inputs = {"x": torch.randn(16, 4).requires_grad_(), "y": torch.randn(16, 4).requires_grad_()}
+    inputs["told"] = torch.ones(4)
+
+    def right(x: Tensor, y: Tensor, told: Tensor) -> Tensor:
+        return x * y * told
+
+    def wrong(x: Tensor, y: Tensor, told: Tensor) -> Tensor:
+        return (x * y.detach() + x.detach() * (2 * y - y.detach())) - (x * y).detach()
+
+    found = gradients.errors(gradients.Check(wrong, right, inputs, ""))
+    assert found.keys() == {"out", "d x", "d y"}
+    assert found["out"] < 1e-5
+    assert found["d x"] < 1e-5
+    assert found["d y"] == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_kernel_that_breaks_is_a_row_and_not_the_tables_end(gradients: Any) -> None:
+    def broken(device: torch.device, dtype: torch.dtype) -> Any:
+        raise RuntimeError("no kernel image")
+
+    row = gradients.row("broken", broken, torch.float32)
+    assert row["verdict"] == "FAILED: no kernel image"
