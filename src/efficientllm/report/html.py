@@ -36,6 +36,7 @@ from efficientllm.report.columns import (
 from efficientllm.report.differing import p_value, signed, verdict
 from efficientllm.report.export import export, public_record
 from efficientllm.report.headline import Headline, headline
+from efficientllm.report.paper_tables import paper_tables
 from efficientllm.report.section import Studies, studies_of
 from efficientllm.report.text import unit_percentiles
 
@@ -146,7 +147,10 @@ def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     return environment.from_string(_asset("page.html")).render(
-        stages=stages, details=[_detail(row) for stage in stages for row in stage.rows()], **fixed
+        stages=stages,
+        details=[_detail(row) for stage in stages for row in stage.rows()],
+        paper_tables=paper_tables(shown, here, _anchor),
+        **fixed,
     )
 
 
