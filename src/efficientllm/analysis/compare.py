@@ -27,7 +27,9 @@ from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTER
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import BY_KEY, Metric, Unmeasured, View
 from efficientllm.metrics.energy import energy_scope
+from efficientllm.spec.canonical import canonical
 from efficientllm.spec.protocol import Protocol
+from efficientllm.spec.text import Selected
 from efficientllm.spec.workload import Generate, Training
 
 BAND = 0.02
@@ -270,6 +272,7 @@ def _conditions(a: Row, b: Row, scopes: list[str]) -> list[str]:
     for name, x, y in (
         ("machine", a.record.machine.name, b.record.machine.name),
         ("micro-batch", a.record.resolved.get("micro_batch"), b.record.resolved.get("micro_batch")),
+        ("data selection", _selection(a), _selection(b)),
         ("protocol", a.record.protocol["profile"], b.record.protocol["profile"]),
         (
             "attention kernel",
@@ -286,3 +289,14 @@ def _conditions(a: Row, b: Row, scopes: list[str]) -> list[str]:
         if a.record.software.get(k) != b.record.software.get(k)
     ]
     return found + versions
+
+
+def _selection(row: Row) -> str:
+    """What of the text is trained on, and in which sequence."""
+    data = getattr(row.case.workload, "data", None)
+    if not isinstance(data, Selected) or not data.selects:
+        return "none"
+    rules = canonical(data.filter) | {"dedup": data.dedup, "order": data.order}
+    said = ", ".join(f"{name} {value}" for name, value in rules.items())
+    kept = row.record.resolved.get("selection", {}).get("kept", {}).get("documents")
+    return said if kept is None else f"{said} ({kept:,} documents)"
