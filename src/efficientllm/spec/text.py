@@ -35,16 +35,16 @@ class Filter(Spec):
     Lengths are in characters.
     """
 
-    min_chars: Chars | None = None
-    max_chars: Chars | None = None
+    min_chars: Chars | None = Field(None, description="characters of a document, at least")
+    max_chars: Chars | None = Field(None, description="characters of a document, at most")
     max_symbol_share: Share | None = Field(
-        None, description="hash signs for each word, or ellipses; Gopher: 0.1"
+        None, description="hash signs for each word, or ellipses, at most; Gopher: 0.1"
     )
     min_letter_share: Share | None = Field(
-        None, description="words that hold a letter; Gopher: 0.8"
+        None, description="share of the words that hold a letter, at least; Gopher: 0.8"
     )
     max_repeated_lines: Share | None = Field(
-        None, description="lines that stood in the document before; Gopher: 0.3"
+        None, description="share of the lines that stood there before, at most; Gopher: 0.3"
     )
 
 

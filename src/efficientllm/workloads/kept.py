@@ -65,6 +65,9 @@ def _write(path: Path, numbers: Numbers) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    try:
         with temporary.open("wb") as file:
             np.save(file, np.concatenate([numbers, _seal(numbers)]), allow_pickle=False)
         flush(temporary)

@@ -83,10 +83,12 @@ def select(
     if not len(chosen):
         most = max(report["dropped"].items(), key=lambda item: item[1]["documents"])[0]
         raise Unsupported(f"{corpus.source}: nothing is left to train on, mostly for {most}")
+    # The same places mean another stream where the seed has the last word.
+    by_seed = spec.order == "shuffled"
     selected = corpus._replace(
         documents=tuple(corpus.documents[i] for i in chosen),
-        rank=None if spec.order == "shuffled" else places[chosen],
-        selected=hashlib.sha256(places.tobytes()).hexdigest(),
+        rank=None if by_seed else places[chosen],
+        selected=hashlib.sha256(bytes([by_seed]) + places.tobytes()).hexdigest(),
     )
     return selected, report
 
