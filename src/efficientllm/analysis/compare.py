@@ -27,9 +27,7 @@ from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTER
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import BY_KEY, Metric, Unmeasured, View
 from efficientllm.metrics.energy import energy_scope
-from efficientllm.spec.canonical import canonical
 from efficientllm.spec.protocol import Protocol
-from efficientllm.spec.text import Selected
 from efficientllm.spec.workload import Generate, Training
 
 BAND = 0.02
@@ -293,10 +291,6 @@ def _conditions(a: Row, b: Row, scopes: list[str]) -> list[str]:
 
 def _selection(row: Row) -> str:
     """What of the text is trained on, and in which sequence."""
-    data = getattr(row.case.workload, "data", None)
-    if not isinstance(data, Selected) or not data.selects:
-        return "none"
-    rules = canonical(data.filter) | {"dedup": data.dedup, "order": data.order}
-    said = ", ".join(f"{name} {value}" for name, value in rules.items())
+    said = str(getattr(getattr(row.case.workload, "data", None), "said", "none"))
     kept = row.record.resolved.get("selection", {}).get("kept", {}).get("documents")
     return said if kept is None else f"{said} ({kept:,} documents)"

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from efficientllm.spec.canonical import Spec, local
+from efficientllm.spec.canonical import Spec, canonical, local
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -67,6 +67,12 @@ class Selected(Spec):
     def selects(self) -> bool:
         """Whether anything is left out or put into a sequence of its own."""
         return (self.filter, self.dedup, self.order) != (Filter(), "none", "shuffled")
+
+    @property
+    def said(self) -> str:
+        """The selection in words; `none` where there is none."""
+        rules = canonical(self.filter) | {"dedup": self.dedup, "order": self.order}
+        return ", ".join(f"{k} {v}" for k, v in rules.items()) if self.selects else "none"
 
 
 class StandardLibrary(Selected):
