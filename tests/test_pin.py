@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import errors
 
 from efficientllm import pin as pin_module
-from efficientllm.pin import hub_commit, pin, pin_suite
+from efficientllm.hub import MODEL, commit_of
+from efficientllm.pin import pin, pin_suite
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.suite import Suite, load_suite, one_line_suite
@@ -206,14 +207,14 @@ def test_a_shape_has_one_spelling_and_a_typo_is_found_before_anything_runs() -> 
 
 def test_a_revision_becomes_a_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = hub(monkeypatch, COMMIT)
-    assert hub_commit("a/b") == COMMIT
+    assert commit_of("a/b", MODEL) == COMMIT
     assert pin(generate("a/b@v1")).model.commit == COMMIT
     assert asked == [("a/b", None), ("a/b", "v1")]
 
 
 def test_a_full_commit_is_believed_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = hub(monkeypatch, "f" * 40)
-    assert hub_commit(f"a/b@{COMMIT}") == COMMIT
+    assert commit_of(f"a/b@{COMMIT}", MODEL) == COMMIT
     assert pin(
         generate({"kind": "checkpoint", "source": "a/b", "commit": COMMIT})
     ).model.commit == (COMMIT)
@@ -223,7 +224,7 @@ def test_a_full_commit_is_believed_without_asking(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("revision", ["z" * 40, "A" * 40])
 def test_forty_letters_are_not_yet_a_commit(monkeypatch: pytest.MonkeyPatch, revision: str) -> None:
     asked = hub(monkeypatch, COMMIT)
-    assert hub_commit(f"a/b@{revision}") == COMMIT
+    assert commit_of(f"a/b@{revision}", MODEL) == COMMIT
     assert asked == [("a/b", revision)]
 
 
@@ -246,7 +247,7 @@ def test_a_gated_model_names_the_license_page_and_the_log_in_command(
 ) -> None:
     hub(monkeypatch, error)
     with pytest.raises(SpecError) as caught:
-        hub_commit("meta-llama/Llama-3.1-8B")
+        commit_of("meta-llama/Llama-3.1-8B", MODEL)
     assert "https://huggingface.co/meta-llama/Llama-3.1-8B" in str(caught.value)
     assert "hf auth login" in str(caught.value)
 
@@ -256,13 +257,13 @@ def test_a_model_and_a_revision_that_are_not_there_are_told_apart(
 ) -> None:
     hub(monkeypatch, refused(errors.RepositoryNotFoundError, 404))
     with pytest.raises(SpecError, match="the hub has no such model, or not for you"):
-        hub_commit("a/typo")
+        commit_of("a/typo", MODEL)
     hub(monkeypatch, refused(errors.RevisionNotFoundError, 404))
     with pytest.raises(SpecError, match="the hub has no revision 'v9' of it"):
-        hub_commit("a/b@v9")
+        commit_of("a/b@v9", MODEL)
     hub(monkeypatch, errors.HFValidationError("no spaces"))
     with pytest.raises(SpecError, match="neither a folder nor a hub id"):
-        hub_commit("a b/c")
+        commit_of("a b/c", MODEL)
 
 
 OFFLINE = [
@@ -282,8 +283,8 @@ def test_without_a_network_the_cache_answers(
     refs.mkdir(parents=True)
     (refs / "main").write_text(COMMIT + "\n")
     (refs / "v1").write_text("f" * 40)
-    assert hub_commit("a/b") == COMMIT
-    assert hub_commit("a/b@v1") == "f" * 40
+    assert commit_of("a/b", MODEL) == COMMIT
+    assert commit_of("a/b@v1", MODEL) == "f" * 40
 
 
 @pytest.mark.parametrize("content", [None, "", "not a commit", "\xff"])
@@ -296,7 +297,7 @@ def test_without_a_network_and_a_cache_the_way_out_is_named(
         refs.mkdir(parents=True)
         (refs / "main").write_text(content, "latin-1")
     with pytest.raises(SpecError, match="efficientllm fetch generate model=a/b"):
-        hub_commit("a/b")
+        commit_of("a/b", MODEL)
 
 
 def test_a_revision_cannot_read_other_files(
@@ -306,7 +307,7 @@ def test_a_revision_cannot_read_other_files(
     (tmp_path / "hub" / "models--a--b" / "refs").mkdir(parents=True)
     (tmp_path / "secret").write_text("token")
     with pytest.raises(SpecError) as caught:
-        hub_commit("a/b@../../../secret")
+        commit_of("a/b@../../../secret", MODEL)
     assert "token" not in str(caught.value)
 
 

@@ -121,6 +121,40 @@ def test_pretraining_trains_every_weight_of_our_decoder_in_fused_layers(home: Ho
     assert len(resolved["text_sha256"]) == 64
 
 
+def test_what_was_selected_and_how_often_it_is_read_is_told(home: Home) -> None:
+    data = {"kind": "files", "path": str(home.folder / "running.jsonl")}
+    selected = data | {"filter": {"min_chars": 80}, "dedup": "exact", "order": "short_first"}
+    told = []
+    for rules in (data, selected):
+        workload = home.training("pretrain", data=rules, steps=500)
+        assembly, task = home.assemble(model=home.backbone(), workload=workload)
+        work_for(assembly, assembly.case.points[0], task)
+        told.append(assembly.resolved)
+    plain, chosen = told
+    assert plain["text_sha256"] == chosen["text_sha256"]
+    assert "selection" not in plain
+    selection = chosen["selection"]
+    gone = selection["dropped"]["min_chars"]["documents"]
+    assert selection["kept"]["documents"] + gone == selection["read"]["documents"]
+    assert 90 < gone < 200  # those with numbers of one and two digits
+    rows = selection["read"]["bytes"] + selection["read"]["documents"] - 1  # a token a byte
+    assert plain["epochs"] == round(2000 / (rows // 32), 3)
+    assert chosen["epochs"] > plain["epochs"]
+
+
+def test_variants_read_the_same_batches_in_the_same_order(home: Home) -> None:
+    found = []
+    for attention in ("mha", "mqa"):
+        workload = home.training("pretrain", steps=20)
+        model = home.backbone(attention=attention)
+        assembly, task = home.assemble(seed=3, model=model, workload=workload)
+        work = work_for(assembly, assembly.case.points[0], task)
+        assert isinstance(work, Train)
+        found.append([work._batches.batch(i).tokens for i in range(20)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert len(list((home.folder / "cache").glob("tokens-*.npy"))) == 1
+
+
 def test_training_weights_are_held_in_the_type_of_the_case(home: Home) -> None:
     for params in ("float32", "bf16"):
         precision = {"params": params, "compute": "bf16", "optimizer_state": params}

@@ -18,6 +18,7 @@ from efficientllm import machine
 from efficientllm.launch import Interrupted
 from efficientllm.runner import Events, Options, parse_duration, parse_shard, run_suite
 from efficientllm.spec.case import Case
+from efficientllm.spec.document import SpecError
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.suite import Suite
 from efficientllm.store import Store
@@ -101,6 +102,26 @@ def test_waiting_for_another_process_can_be_interrupted(store: Store) -> None:
     assert lease is not None
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with lease, pytest.raises(Interrupted, match="SIGINT"):
+        run_suite(suite, store, Options(), Events())
+    assert list(store.entries()) == []
+
+
+@pytest.mark.slow
+def test_text_that_cannot_be_had_stops_a_run_before_anything_is_measured(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that says unsupported would be taken for done when the text is there."""
+
+    def unplugged(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unplugged)
+    data = {"kind": "hub", "source": "org/set", "commit": "0" * 40}
+    workload = {"kind": "pretrain", "steps": 3, "data": data}
+    case = Case.model_validate({"name": "p", "model": "backbone-tiny", "workload": workload})
+    suite = Suite("runner", "", SMOKE, (*naps("nap").cases, case))
+    with pytest.raises(SpecError, match="efficientllm fetch pretrain data=hub:org/set"):
         run_suite(suite, store, Options(), Events())
     assert list(store.entries()) == []
 

@@ -7,9 +7,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.device import Device
+from efficientllm.documents import Document
 from efficientllm.models.decoder import Decoder
 from efficientllm.techniques.build import Build
-from efficientllm.workloads.text import Corpus, Document
+from efficientllm.workloads.text import Corpus
 from efficientllm.workloads.vocabulary import END, Vocabulary
 
 CPU = Device(torch.device("cpu"), graphs=False)

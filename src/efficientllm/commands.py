@@ -134,7 +134,8 @@ class _Bar:
         self._progress.stop()
 
     def events(self) -> Events:
-        return Events(started=self._started, progress=self._told, finished=self._finished)
+        heard = Events(started=self._started, progress=self._told, finished=self._finished)
+        return heard._replace(fetched=self._console.print)
 
     def _started(self, planned: Planned) -> None:
         number = min(self._done + 1, max(self._total, 1))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
+from efficientllm import hub
 from efficientllm.budget import with_tokens
 from efficientllm.catalog.shape import shape_named
 from efficientllm.matching import matched_shape
@@ -22,10 +22,9 @@ from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, is_local
 from efficientllm.spec.suite import Suite
 from efficientllm.spec.technique import Custom, Techniques
-from efficientllm.spec.text import Files
+from efficientllm.spec.text import Files, Hub, Text
 from efficientllm.spec.workload import Probe
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 CHECKPOINT_FILES = (".safetensors", ".json", ".py", ".model", ".txt")
 
 
@@ -52,9 +51,9 @@ def pin(case: Case, *, allow_code: bool = False) -> Case:
     if case.custom:
         update["technique"] = _pin_techniques(case, allow_code=allow_code)
     data = getattr(case.workload, "data", None)
-    if isinstance(data, Files):
+    if isinstance(data, Files | Hub):
         update["workload"] = case.workload.model_copy(update={"data": _pin_text(data)})
-    if case.quality is not None and isinstance(case.quality.data, Files):
+    if case.quality is not None and isinstance(case.quality.data, Files | Hub):
         update["quality"] = case.quality.model_copy(update={"data": _pin_text(case.quality.data)})
     return case.model_copy(update=update)
 
@@ -80,7 +79,8 @@ def _pin_model(case: Case, *, allow_code: bool) -> Any:
         if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
             raise SpecError(f"model: {model.source}: no checkpoint there (no config.json)")
         return model.model_copy(update={"sha256": _checkpoint_digest(folder)})
-    return model if model.commit else model.model_copy(update={"commit": hub_commit(model.source)})
+    commit = model.commit or hub.commit_of(model.source, hub.MODEL)
+    return model.model_copy(update={"commit": commit})
 
 
 def _checkpoint_digest(folder: Path) -> str:
@@ -96,7 +96,7 @@ def _checkpoint_digest(folder: Path) -> str:
     if not base:
         raise SpecError(f"{adapter}: names no base model")
     if not is_local(base):
-        return hashlib.sha256(f"{own} {hub_commit(base)}".encode()).hexdigest()
+        return hashlib.sha256(f"{own} {hub.commit_of(base, hub.MODEL)}".encode()).hexdigest()
     path = Path(base).expanduser()
     return hashlib.sha256(f"{own} {_digest_of(path, CHECKPOINT_FILES)}".encode()).hexdigest()
 
@@ -119,71 +119,18 @@ def _pin_techniques(case: Case, *, allow_code: bool) -> Techniques:
     return tuple(pinned)
 
 
-def _pin_text(text: Files) -> Files:
+def _pin_text(text: Files | Hub) -> Text:
+    if isinstance(text, Hub):
+        commit = text.commit or hub.commit_of(text.source, hub.DATASET)
+        return text.model_copy(update={"commit": commit})
     path = Path(text.path).expanduser()
     if not path.exists():
-        raise SpecError(f"data: {text.path}: there is nothing at this path")
+        raise SpecError(
+            f"data: {text.path}: there is nothing at this path; a dataset of the hub is written"
+            " hub:NAME"
+        )
     suffixes = (".txt", ".md", ".jsonl", ".zst", ".parquet")
     return text.model_copy(update={"sha256": _digest_of(path, suffixes)})
-
-
-def hub_commit(source: str) -> str:
-    """The commit of `id` or `id@revision`: from the hub, or from its cache when offline."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name, _, revision = source.partition("@")
-    if _COMMIT.fullmatch(revision):
-        return revision
-    try:
-        return str(HfApi().model_info(name, revision=revision or None, timeout=20).sha)
-    except HFValidationError as error:
-        raise SpecError(f"model: {source!r} is neither a folder nor a hub id: {error}") from error
-    except RevisionNotFoundError as error:
-        raise SpecError(f"model: {name}: the hub has no revision {revision!r} of it") from error
-    except GatedRepoError as error:
-        raise SpecError(_gated(name)) from error
-    except RepositoryNotFoundError as error:
-        raise SpecError(
-            f"model: {name}: the hub has no such model, or not for you. If it is private, log in"
-            " with: hf auth login"
-        ) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise SpecError(_gated(name)) from error
-        return _cached_commit(name, revision)
-    except Exception:  # no network at all: every client library has its own error for it
-        return _cached_commit(name, revision)
-
-
-def _gated(name: str) -> str:
-    return (
-        f"model: {name} is gated: accept its license at https://huggingface.co/{name} and log in"
-        " with: hf auth login"
-    )
-
-
-def _cached_commit(name: str, revision: str) -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs"
-    try:
-        commit = (folder / (revision or "main")).read_text("ascii").strip()
-    except (OSError, ValueError):
-        commit = ""
-    if not _COMMIT.fullmatch(commit):
-        raise SpecError(
-            f"model: {name}: the hub cannot be reached and it is not in the cache; fetch it where"
-            f" there is a network: efficientllm fetch generate model={name}"
-        )
-    return commit
 
 
 def _digest_of(path: Path, suffixes: tuple[str, ...]) -> str:

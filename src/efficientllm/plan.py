@@ -61,7 +61,8 @@ def env_id(
 ) -> str:
     """What must be equal for two records of a case to be replicates."""
     relevant = {k: v for k, v in software.items() if k not in _IDENTITY_FREE}
-    settled = {k: v for k, v in resolved.items() if k != "idle_power_w"}
+    # The idle power was measured; how documents fill rows, and so the epochs, is the seed's.
+    settled = {k: v for k, v in resolved.items() if k not in ("idle_power_w", "epochs")}
     return digest([machine.name, relevant, settled, measuring])
 
 

@@ -36,6 +36,7 @@ from efficientllm.workloads.generate import Generate as GenerateWork
 from efficientllm.workloads.loss import resolve as resolve_loss
 from efficientllm.workloads.probe import Probe as ProbeWork
 from efficientllm.workloads.quality import score
+from efficientllm.workloads.selection import training_text
 from efficientllm.workloads.text import Corpus, read_corpus
 from efficientllm.workloads.train import Train, autocast
 from efficientllm.workloads.vocabulary import Vocabulary, vocabulary_of
@@ -196,20 +197,26 @@ def work_for(assembly: Assembly, point: Point, task: Task) -> Train | GenerateWo
 
 def _batches(assembly: Assembly, spec: Pretrain | Finetune, task: Task) -> Batches:
     """Streams for running text, packed documents for prompts with responses."""
-    corpus = read_corpus(spec.data, "train")
-    vocabulary = assembly.vocabulary
+    vocabulary, resolved = assembly.vocabulary, assembly.resolved
+    quality, cache = assembly.case.quality, Path(task.cache_folder)
     assert vocabulary is not None
-    assembly.resolved["text_sha256"] = corpus.sha256
+    corpus, facts = training_text(spec.data, None if quality is None else quality.data, cache)
+    resolved |= facts
     wanted = spec.budget_steps or UNBUDGETED_BATCHES
     sizes = {"rows": spec.batch, "length": spec.sequence_length, "seed": task.seed}
+    batches: Stream | Packed
     if isinstance(spec, Finetune) and corpus.paired:
         packs = assembly.face.packs_documents
-        assembly.resolved["layout"] = "packed documents" if packs else "one document a row"
+        resolved["layout"] = "packed documents" if packs else "one document a row"
         if packs and not assembly.device.is_cpu:
-            assembly.resolved["attention"] = "flash, variable length"
-        return Packed(corpus, vocabulary, **sizes, batches=wanted, separate=not packs)
-    assembly.resolved["layout"] = "stream"
-    return Stream(corpus, vocabulary, **sizes, batches=wanted)
+            resolved["attention"] = "flash, variable length"
+        batches = Packed(corpus, vocabulary, **sizes, batches=wanted, separate=not packs)
+    else:
+        resolved["layout"] = "stream"
+        batches = Stream(corpus, vocabulary, **sizes, batches=wanted, cache=cache)
+    if spec.budgeted:
+        resolved["epochs"] = batches.epochs or "less than one"
+    return batches
 
 
 def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> GenerateWork:

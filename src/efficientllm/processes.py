@@ -65,7 +65,7 @@ def child_environment(gpu_uuid: str | None) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "TOKENIZERS_PARALLELISM": "true",  # no tokenizer has run where workers are forked
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",

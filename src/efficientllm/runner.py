@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from efficientllm import clock
 from efficientllm.analysis.table import precise
+from efficientllm.fetch import fetch_texts
 from efficientllm.fitting import micro_batches
 from efficientllm.launch import Launcher
 from efficientllm.machine import Gpu
@@ -40,6 +41,7 @@ class Events(NamedTuple):
     """What a caller may want to hear while a suite runs."""
 
     planned: Callable[[Round], None] = lambda _: None
+    fetched: Callable[[str], None] = lambda _: None
     started: Callable[[Planned], None] = lambda _: None
     progress: Listener = lambda _: None
     finished: Callable[[Planned, Record], None] = lambda *_: None
@@ -55,6 +57,9 @@ class Summary(NamedTuple):
 
 def run_suite(suite: Suite, store: Store, options: Options, events: Events) -> Summary:
     """Run every missing trial of a suite; raises Interrupted when told to stop.
+
+    Datasets of the hub that trials need and the cache lacks are fetched first; raises SpecError
+    where there is no way to them, before anything is measured.
 
     Several processes may run one suite on one store: a trial that another one holds is
     left to it and waited for, since children may need what it makes.
@@ -93,6 +98,8 @@ class _Run:
                     self._record_blocked(item)
                 return Summary(tuple(self.records), due.blocked, out_of_time=False)
             self.events.planned(due)
+            for line in fetch_texts((p.case for p in trials), missing=True):
+                self.events.fetched(line)
             self.launcher.measure_idle()
             ran = 0
             for planned in trials:

@@ -227,6 +227,17 @@ def test_micro_batches_and_machines_may_differ_and_are_stated() -> None:
     assert not any("commit" in condition for condition in found)
 
 
+def test_what_is_trained_on_may_be_selected_and_is_stated() -> None:
+    same = {"text_sha256": "a" * 64}
+    told = {"kept": {"documents": 1200, "bytes": 1}}
+    plain = training((0.1,) * 3, resolved=same)
+    rules = {"kind": "files", "dedup": "near", "filter": {"min_chars": 9}}
+    chosen = training((0.1,) * 3, resolved=same | {"selection": told}, data=rules)
+    assert compare(plain, chosen).conditions == (
+        "data selection: none -> min_chars 9, dedup near, order shuffled (1,200 documents)",
+    )
+
+
 def scores(*bits: float, text: str = "a" * 64) -> r.Scores:
     """Held-out documents of 1,000 bytes at so many bits a byte each."""
     return r.Scores(

@@ -57,7 +57,8 @@ def test_main_renews_a_document_in_place(tmp_path: Path, monkeypatch: pytest.Mon
     document = tmp_path / "M.md"
     begin, end = (mark.format("metrics") for mark in (methodology.BEGIN, methodology.END))
     protocol = "\n".join(mark.format("protocol") for mark in (methodology.BEGIN, methodology.END))
-    document.write_text(f"before\n{begin}\nstale words\n{end}\n{protocol}\nafter\n")
+    filters = "\n".join(mark.format("filters") for mark in (methodology.BEGIN, methodology.END))
+    document.write_text(f"before\n{begin}\nstale words\n{end}\n{protocol}\n{filters}\nafter\n")
     monkeypatch.setattr("sys.argv", ["methodology", str(document)])
     methodology.main()
     text = document.read_text()

@@ -16,6 +16,21 @@ from efficientllm.spec.workload import AdamW, Points, Precision, Pretrain
 COMMIT = "0123456789" * 4
 
 
+@pytest.mark.parametrize(
+    "rules", [{"dedup": "near"}, {"order": "as_read"}, {"filter": {"min_chars": 1}}]
+)
+def test_only_what_is_trained_on_is_selected(rules: dict[str, Any]) -> None:
+    data = {"kind": "stdlib"} | rules
+    training = {"model": "backbone-tiny", "workload": {"kind": "pretrain", "data": data}}
+    assert Case.model_validate(training).workload.data.selects
+    for parts in (
+        {"workload": {"kind": "generate", "data": data}},
+        {"workload": "generate", "quality": {"data": data}},
+    ):
+        with pytest.raises(ValidationError, match="only the data of pretrain and finetune takes"):
+            Case.model_validate({"model": "backbone-tiny"} | parts)
+
+
 def case(**parts: Any) -> Case:
     return Case.model_validate({"model": "backbone-tiny", "workload": "generate"} | parts)
 

@@ -109,6 +109,7 @@ OWN_ATTENTION = PRETRAIN | {
 LEARNED = PRETRAIN | {"model": {"kind": "backbone", "position": {"kind": "learned"}}}
 RELATIVE = PRETRAIN | {"model": {"kind": "backbone", "position": {"kind": "t5"}}}
 MATCHED = PRETRAIN | {"model": {"kind": "backbone", "attention": "mqa", "match": "flops"}}
+HUB = PRETRAIN | {"workload": {"kind": "pretrain", "data": {"kind": "hub", "source": "a/b"}}}
 PROBE = {"model": "none", "workload": {"kind": "probe"}}
 
 CHANGES: list[tuple[dict[str, Any], str, Any]] = [
@@ -192,6 +193,26 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (PRETRAIN, "workload.tokens", 10),
     (PRETRAIN, "workload.data", "stdlib:code"),
     (PRETRAIN, "workload.data.part", "code"),
+    (PRETRAIN, "workload.data.filter", {"min_chars": 10}),
+    (PRETRAIN, "workload.data.dedup", "near"),
+    (PRETRAIN, "workload.data.order", "easy_first"),
+    (FINETUNE, "workload.data.filter", {"min_chars": 10}),
+    (FINETUNE, "workload.data.filter.min_chars", 10),
+    (FINETUNE, "workload.data.filter.max_chars", 10),
+    (FINETUNE, "workload.data.filter.max_symbol_share", 0.1),
+    (FINETUNE, "workload.data.filter.min_letter_share", 0.8),
+    (FINETUNE, "workload.data.filter.max_repeated_lines", 0.3),
+    (FINETUNE, "workload.data.dedup", "exact"),
+    (FINETUNE, "workload.data.order", "short_first"),
+    (HUB, "workload.data.commit", COMMIT),
+    (HUB, "workload.data.files", "train/*.parquet"),
+    (HUB, "workload.data.max_bytes", 1000),
+    (HUB, "workload.data.text_field", "body"),
+    (HUB, "workload.data.prompt_field", "q"),
+    (HUB, "workload.data.response_field", "a"),
+    (HUB, "workload.data.filter", {"min_chars": 10}),
+    (HUB, "workload.data.dedup", "near"),
+    (HUB, "workload.data.order", "as_read"),
     (PRETRAIN, "workload.optimizer", {"clip": None}),
     (PRETRAIN, "workload.optimizer.lr", 1e-5),
     (PRETRAIN, "workload.optimizer.beta1", 0.8),
@@ -228,6 +249,7 @@ LOCAL: list[tuple[dict[str, Any], str, Any]] = [
     (FINETUNE, "model.tokenizer", "./t"),
     (FINETUNE, "workload.data.path", "b"),
     (CHECKPOINT, "model.source", "mirror/b"),
+    (HUB, "workload.data.source", "mirror/b"),
     (CUSTOM, "technique.0.file", "b.py"),
     (OWN_ATTENTION, "model.attention.file", "b.py"),
     (PRODUCT, "model.of", "y"),
@@ -269,7 +291,7 @@ def test_no_field_of_any_spec_is_missing_from_these_tables() -> None:
         for spec in _specs(Spec)
         if spec not in (Protocol, Limits) and spec.__module__.startswith("efficientllm.")
         for name in spec.model_fields
-        if name != "kind" and spec.__name__ != "Training"
+        if name != "kind" and spec.__name__ not in ("Training", "Selected", "Rows")
     }
     assert every - tested == set()
 

@@ -439,6 +439,22 @@ def test_values_become_names_without_anything_odd(suite: Any) -> None:
     assert names(found) == ["generate-b_c", "generate-_script_", "generate-x"]
 
 
+def test_a_text_in_short_form_takes_settings_of_its_own(suite: Any) -> None:
+    base = "base: {model: backbone-tiny, workload: {kind: pretrain, data: ./texts}}\n"
+    found = suite(base + "grid:\n  - workload.data.dedup: [none, near]\n")
+    assert [case.workload.data.dedup for case in found.cases] == ["none", "near"]
+    assert {case.workload.data.path for case in found.cases} == {"texts"}
+    words = ("model=backbone-tiny", "data=hub:a/b@v1", "data.files=x/*.parquet", "data.max_bytes=9")
+    (case,) = one_line_suite("pretrain", words).cases
+    data = case.workload.data
+    assert (data.kind, data.source, data.files, data.max_bytes) == (
+        "hub",
+        "a/b@v1",
+        "x/*.parquet",
+        9,
+    )
+
+
 def test_a_value_too_long_for_a_name_is_refused(refusal: Any) -> None:
     assert "more than 200" in refusal(GENERATE + f"grid:\n  - workload.data: [{'x' * 300}]\n")
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from efficientllm.documents import Document
 from efficientllm.models.language_model import face
 from efficientllm.record import Scores, Unsupported
 from efficientllm.workloads.quality import limited, score, windows_of
-from efficientllm.workloads.text import Corpus, Document
+from efficientllm.workloads.text import Corpus
 from efficientllm.workloads.vocabulary import Vocabulary
 from tests import tiny
 

@@ -10,9 +10,10 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from efficientllm.documents import text_files
 from efficientllm.record import Unsupported
 from efficientllm.spec.text import Files, StandardLibrary
-from efficientllm.workloads.text import read_corpus, text_files
+from efficientllm.workloads.text import read_corpus
 
 
 def texts(spec: Files | StandardLibrary, split: str = "train") -> list[str]:

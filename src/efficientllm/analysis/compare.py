@@ -270,6 +270,7 @@ def _conditions(a: Row, b: Row, scopes: list[str]) -> list[str]:
     for name, x, y in (
         ("machine", a.record.machine.name, b.record.machine.name),
         ("micro-batch", a.record.resolved.get("micro_batch"), b.record.resolved.get("micro_batch")),
+        ("data selection", _selection(a), _selection(b)),
         ("protocol", a.record.protocol["profile"], b.record.protocol["profile"]),
         (
             "attention kernel",
@@ -286,3 +287,10 @@ def _conditions(a: Row, b: Row, scopes: list[str]) -> list[str]:
         if a.record.software.get(k) != b.record.software.get(k)
     ]
     return found + versions
+
+
+def _selection(row: Row) -> str:
+    """What of the text is trained on, and in which sequence."""
+    said = str(getattr(getattr(row.case.workload, "data", None), "said", "none"))
+    kept = row.record.resolved.get("selection", {}).get("kept", {}).get("documents")
+    return said if kept is None else f"{said} ({kept:,} documents)"

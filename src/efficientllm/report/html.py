@@ -38,6 +38,7 @@ from efficientllm.report.export import export, public_record
 from efficientllm.report.headline import Headline, headline
 from efficientllm.report.paper_tables import paper_tables
 from efficientllm.report.section import Studies, studies_of
+from efficientllm.report.selection import data_line
 from efficientllm.report.text import unit_percentiles
 
 if TYPE_CHECKING:
@@ -270,7 +271,8 @@ def _detail(row: Row) -> Detail:
         ("energy of", energy_scope(row.views[-1]) or "nothing that could be read"),
         *(("units", line) for line in unit_percentiles(row)),
         ("trials", ", ".join(_trial(view.record) for view in row.views)),
-        *sorted((k, str(v)) for k, v in record.resolved.items()),
+        *sorted((k, str(v)) for k, v in record.resolved.items() if k != "selection"),
+        *(("data", line) for line in (data_line(record),) if line),
         *sorted((f"version of {k}", v) for k, v in record.software.items()),
         *sorted((f"note on {k}", v) for k, v in record.notes.items()),
     ]

@@ -1,4 +1,4 @@
-"""The parts of METHODOLOGY.md that come from code: protocol and metrics.
+"""The parts of METHODOLOGY.md that come from code: protocol, metrics, filters of text.
 
     python -m efficientllm.report.methodology METHODOLOGY.md
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from efficientllm.metrics import METRICS
 from efficientllm.spec.protocol import PROFILES
+from efficientllm.spec.text import Filter
 
 BEGIN, END = "<!-- generated: {} -->", "<!-- end of generated: {} -->"
 
@@ -71,6 +72,14 @@ def metric_table() -> str:
     return "\n".join(lines)
 
 
+def filter_table() -> str:
+    """The rules that leave documents out of training, from the fields of the spec."""
+    lines = [md_row(("`filter`", "what it bounds")), md_row(("---", "---"))]
+    for name, field in Filter.model_fields.items():
+        lines.append(md_row((f"`{name}`", field.description or "")))
+    return "\n".join(lines)
+
+
 def md_row(cells: tuple[str, ...] | list[str]) -> str:
     """One row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -78,7 +87,7 @@ def md_row(cells: tuple[str, ...] | list[str]) -> str:
 
 def parts() -> dict[str, str]:
     """The generated parts of the document, by the name in their markers."""
-    return {"protocol": protocol_table(), "metrics": metric_table()}
+    return {"protocol": protocol_table(), "metrics": metric_table(), "filters": filter_table()}
 
 
 def renewed(text: str, made: dict[str, str]) -> str:

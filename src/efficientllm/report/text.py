@@ -22,6 +22,7 @@ from efficientllm.report.columns import (
     label,
     number,
 )
+from efficientllm.report.selection import data_line
 
 _BASES = {
     "none": "",
@@ -148,6 +149,8 @@ def print_record(console: Console, row: Row) -> None:
     scope = energy_scope(row.views[-1])
     covered = f", energy of the {scope}" if scope else ""
     console.print(f"protocol {record.protocol['profile']}, {weights}{covered}")
+    if data := data_line(record):
+        console.print(f"data {escape(data)}")
     paper = PAPER[row.case.stage]
     table = Table(box=None, pad_edge=False)
     for name in ("metric", "value", "interval from", "symbol"):

@@ -17,7 +17,7 @@ from efficientllm.spec.technique import (
     Techniques,
     label,
 )
-from efficientllm.spec.text import Text
+from efficientllm.spec.text import WholeText
 from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training, Workload
 
 
@@ -28,7 +28,9 @@ class Quality(Spec):
     the document has that much.
     """
 
-    data: Text | None = Field(None, description="null: the held-out part of the workload's data")
+    data: WholeText | None = Field(
+        None, description="null: the held-out part of the workload's data"
+    )
     max_bytes: Annotated[int, Field(ge=1, le=1 << 40)] = 262_144
     sequence_length: Annotated[int, Field(ge=2, le=1 << 22)] | None = Field(
         None, description="null: the workload's, at most 2,048"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from efficientllm.spec.document import Document, Path_, SpecError, dotted
 from efficientllm.spec.model import model_from_name
 from efficientllm.spec.overrides import Axis, Setting, repeated, split_key
+from efficientllm.spec.text import text_from_name
 
 
 class Draft(NamedTuple):
@@ -80,6 +81,8 @@ def _set(value: dict[str, Any], setting: Setting, source: str) -> None:
         inner = target.get(str(part))
         if part == "model" and depth == 0:
             inner = model_from_name(inner)
+        elif part == "data" and inner not in ("files", "hub"):
+            inner = text_from_name(inner)
         if isinstance(inner, str):
             inner = {"kind": inner}
         if inner is None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from efficientllm.spec.canonical import Many, Spec, local
-from efficientllm.spec.text import StandardLibrary, Text
+from efficientllm.spec.text import StandardLibrary, Text, WholeText
 
 DType = Literal["float32", "bf16", "fp16"]
 AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
@@ -188,7 +188,7 @@ class Generate(Spec):
     kind: Literal["generate"] = "generate"
     points: Points = Points()
     new_tokens: Annotated[int, Field(ge=2, le=1 << 20)] = 128
-    data: Text = StandardLibrary()
+    data: WholeText = StandardLibrary()
     attention: AttentionBackend = "auto"
     compile: Literal["auto", "none", "layer", "model"] = "auto"
     cuda_graph: Literal["auto", "none"] = "auto"

@@ -6,6 +6,7 @@ Legend: B sequences, T positions. Targets are the next token; IGNORED ones give 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from efficientllm.models.position import Documents
 from efficientllm.record import Unsupported
-from efficientllm.workloads.text import Corpus, Document
+from efficientllm.workloads.text import Corpus
+from efficientllm.workloads.tokens import chunks_of, in_sequence, joined_tokens
 from efficientllm.workloads.vocabulary import Vocabulary
 
 IGNORED = -100
@@ -43,7 +45,9 @@ class Stream:
     over a whole row. The usual layout of pretraining.
 
     `batches` is how many will be asked for; no more text than that is tokenized. Asking
-    for more starts a new epoch in a new order.
+    for more starts a new epoch, in a new order unless the corpus has a sequence of its own.
+    `epochs` is how often so many go through the text, None where it holds more. Tokens are
+    kept in the folder `cache`.
     """
 
     def __init__(
@@ -55,27 +59,27 @@ class Stream:
         length: int,
         seed: int,
         batches: int,
+        cache: Path | None = None,
     ) -> None:
         self._rows, self._length, self._seed = rows, length, seed
-        joined: list[int] = []
-        for texts in _chunks(corpus, seed):
-            for ids in vocabulary.encode([d.prompt + d.text for d in texts]):
-                joined += [*ids, vocabulary.end]
-            if len(joined) > batches * rows * length:
-                break
+        needed = batches * rows * length
+        joined = joined_tokens(corpus, vocabulary, seed=seed, needed=needed, cache=cache)
         self._count = (len(joined) - 1) // length
         if self._count < 1:
             raise Unsupported(
                 f"{corpus.source}: {len(joined)} tokens do not fill one sequence of {length};"
                 " give more text or a shorter sequence_length"
             )
-        self._tokens = torch.tensor(joined[: self._count * length + 1], dtype=torch.int32)
+        self.epochs = _epochs(batches * rows, self._count) if len(joined) <= needed else None
+        self._tokens = joined[: self._count * length + 1]
+        self._in_sequence = corpus.rank is not None
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def batch(self, index: int) -> Batch:
-        starts = [self._row(index * self._rows + i) * self._length for i in range(self._rows)]
-        tokens = torch.stack([self._tokens[s : s + self._length] for s in starts]).long()
-        targets = torch.stack([self._tokens[s + 1 : s + 1 + self._length] for s in starts]).long()
+        numbers = [self._row(index * self._rows + i) for i in range(self._rows)]
+        places = np.array(numbers)[:, None] * self._length + np.arange(self._length + 1)
+        rows = torch.from_numpy(self._tokens[places].astype(np.int64))
+        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
         size = float(self._rows * self._length)
         return Batch(
             tokens,
@@ -92,26 +96,18 @@ class Stream:
         )
 
     def _row(self, number: int) -> int:
-        """Rows are visited in a new order in every epoch."""
+        """Rows are visited in a new order in every epoch, or always in sequence."""
         epoch, place = divmod(number, self._count)
+        if self._in_sequence:
+            return place
         if self._order[0] != epoch:
             generator = np.random.default_rng((self._seed, epoch))
             self._order = (epoch, generator.permutation(self._count))
         return int(self._order[1][place])
 
 
-def _chunks(corpus: Corpus, seed: int) -> Iterator[list[Document]]:
-    """Documents in an order drawn from the seed, about 256 KB at a time for the tokenizer."""
-    chunk: list[Document] = []
-    size = 0
-    for i in np.random.default_rng(seed).permutation(len(corpus.documents)):
-        chunk.append(corpus.documents[i])
-        size += len(corpus.documents[i].text)
-        if size > 1 << 18:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _epochs(asked: int, there: int) -> float:
+    return round(asked / there, 3)
 
 
 class Packed:
@@ -121,7 +117,7 @@ class Packed:
     holds whole documents and ends in padding; documents longer than a stretch are cut, and
     those whose prompt alone fills one are left out.
     `separate` gives [B, T] rows with one document each instead, for models that cannot
-    keep packed documents apart.
+    keep packed documents apart. `epochs` is as in a stream.
     """
 
     def __init__(
@@ -138,16 +134,8 @@ class Packed:
         self._rows, self._length, self._separate = rows, length, separate
         self._end = vocabulary.end
         self._examples: list[tuple[list[int], list[int]]] = []
-        taken = 0
-        for documents in _chunks(corpus, seed):
-            prompts_ = vocabulary.encode([d.prompt for d in documents])
-            texts = vocabulary.encode([d.text for d in documents])
-            for p, t in zip(prompts_, texts, strict=True):
-                if len(p) < length:  # else nothing of the response would be left to learn
-                    self._examples.append((p, [*t, vocabulary.end]))
-                    taken += length if separate else len(p) + len(t)
-            if taken > batches * rows * length:
-                break
+        needed = batches * rows * length
+        taken = self._read(corpus, vocabulary, seed, needed)
         if not self._examples:
             raise Unsupported(
                 f"{corpus.source}: every prompt fills a sequence of {length} tokens; give a longer"
@@ -155,6 +143,27 @@ class Packed:
             )
         self._stretches = list(self._fill())
         self._most = rows * (1 + max(len(stretch) for stretch in self._stretches))
+        self.epochs = _epochs(batches * rows, len(self._stretches)) if taken <= needed else None
+
+    def _read(self, corpus: Corpus, vocabulary: Vocabulary, seed: int, needed: int) -> int:
+        """Tokenize until there is enough, and put it into the sequence of the corpus."""
+        numbers: list[int] = []
+        taken = 0
+        for chunk in chunks_of(corpus, seed):
+            prompts_ = vocabulary.encode([corpus.documents[i].prompt for i in chunk])
+            texts = vocabulary.encode([corpus.documents[i].text for i in chunk])
+            for number, p, t in zip(chunk, prompts_, texts, strict=True):
+                if len(p) >= self._length:  # nothing of the response would be left to learn
+                    continue
+                if corpus.rank is not None and taken > needed:
+                    break
+                self._examples.append((p, [*t, vocabulary.end]))
+                numbers.append(number)
+                taken += self._length if self._separate else len(p) + len(t)
+            if taken > needed:
+                break
+        self._examples = [self._examples[i] for i in in_sequence(corpus, numbers)]
+        return taken
 
     def batch(self, index: int) -> Batch:
         count = len(self._stretches)
@@ -235,7 +244,8 @@ def prompts(corpus: Corpus, vocabulary: Vocabulary, rows: int, length: int, seed
     """Prompts [B, T] of real text, the same for the same seed; short corpora repeat."""
     needed = rows * length
     tokens: list[int] = []
-    for documents in _chunks(corpus, seed):
+    for chunk in chunks_of(corpus, seed):
+        documents = [corpus.documents[i] for i in chunk]
         for ids in vocabulary.encode([d.prompt + d.text for d in documents]):
             tokens += [*ids, vocabulary.end]
         if len(tokens) >= needed:

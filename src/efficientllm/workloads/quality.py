@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efficientllm.device import Device, to_device
+from efficientllm.documents import Document
 from efficientllm.models.language_model import LanguageModel
 from efficientllm.record import Scores, Unsupported
-from efficientllm.workloads.text import Corpus, Document
+from efficientllm.workloads.text import Corpus
 from efficientllm.workloads.vocabulary import Vocabulary
 
 LOGIT_BYTES = 1 << 28

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import io
-import json
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, assert_never
+from typing import Literal, NamedTuple, assert_never
 
+import numpy as np
+
+from efficientllm import hub
+from efficientllm.documents import Document, documents_in, held_out_by_name, text_files
 from efficientllm.record import Unsupported
-from efficientllm.spec.text import Files, StandardLibrary, Text
+from efficientllm.spec.text import SUFFIXES, Files, Hub, StandardLibrary, Text
 
 Split = Literal["train", "heldout"]
-SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")
-_HELDOUT_NAMES = ("test", "valid", "heldout", "held_out", "dev")
 
 # Plain text of moderate size that every CPython ships; private and generated files stay out.
 _STDLIB_CODE = """
@@ -39,19 +39,19 @@ _STDLIB_CODE = """
 """.split()
 
 
-class Document(NamedTuple):
-    """A text to learn or score; `prompt` comes before it and is not scored."""
-
-    text: str
-    prompt: str = ""
-
-
 class Corpus(NamedTuple):
-    """All documents of one side of a text spec, and the digest of what was read."""
+    """Documents of one side of a text spec, and the digest of what was read.
+
+    `rank` is the place of each document in the sequence in which they are trained on; None
+    leaves that to the seed. `selected` says, as a digest, which documents were left out and
+    how the rest is ranked; it is empty where nothing was selected.
+    """
 
     documents: tuple[Document, ...]
     sha256: str
     source: str
+    rank: np.ndarray | None = None
+    selected: str = ""
 
     @property
     def paired(self) -> bool:
@@ -61,22 +61,34 @@ class Corpus(NamedTuple):
 
 def read_corpus(spec: Text, split: Split) -> Corpus:
     """One side of a text. Raises Unsupported, saying why, when there is nothing there."""
+    documents, source = documents_of(spec, split)
+    if not documents:
+        raise Unsupported(f"{source}: no {split} documents; mark some with a `split` of {split}")
+    return Corpus(documents, digest_of(documents), source)
+
+
+def documents_of(spec: Text, split: Split) -> tuple[tuple[Document, ...], str]:
+    """The documents of one side of a text, in the order they are read, and its name."""
     match spec:
         case StandardLibrary(part="prose"):
-            documents, source = _prose(), "standard library prose"
+            sided, source = _prose(), "standard library prose"
         case StandardLibrary():
-            documents, source = _code(), "standard library code"
+            sided, source = _code(), "standard library code"
         case Files(path=path):
-            documents, source = _files(spec), Path(path).name
+            sided, source = _files(spec), Path(path).name
+        case Hub():
+            sided, source = _hub(spec), spec.source.partition("@")[0]
         case _:
             assert_never(spec)
-    kept = tuple(document for document, side in documents if side == split)
-    if not kept:
-        raise Unsupported(f"{source}: no {split} documents; mark some with a `split` of {split}")
+    return tuple(document for document, side in sided if side == split), source
+
+
+def digest_of(documents: Iterable[Document]) -> str:
+    """SHA-256 of documents in their order."""
     digest = hashlib.sha256()
-    for document in kept:
+    for document in documents:
         digest.update(document.prompt.encode() + b"\x00" + document.text.encode() + b"\x00")
-    return Corpus(kept, digest.hexdigest(), source)
+    return digest.hexdigest()
 
 
 # A triple-quoted string that begins a line: near enough to docstrings, and 40 times as
@@ -125,107 +137,28 @@ def _stdlib_files() -> list[Path]:
     return [path for path in files if path.exists()]
 
 
-def text_files(path: Path) -> list[Path]:
-    """Readable text files at a path, in a fixed order."""
-    if path.is_file():
-        return [path]
-    return sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
-
-
 def _files(spec: Files) -> Sided:
     root = Path(spec.path).expanduser()
     paths = text_files(root)
     if not paths:
         raise Unsupported(f"{spec.path}: no text there (looked for {', '.join(SUFFIXES)})")
+    marked = any(held_out_by_name(path.name) for path in paths)
     for path in paths:
-        by_name: Split | None = "heldout" if path.name.startswith(_HELDOUT_NAMES) else None
-        for row in _readable_rows(path):
-            document = _document(row, spec, path)
-            if document is None:
-                continue
-            stated = row.get("split")
-            if stated is not None:
-                yield document, "train" if stated == "train" else "heldout"
-            else:
-                yield document, by_name or _unmarked(paths, document)
+        for document, stated in documents_in(path, path.name, spec):
+            yield document, _side_of(document, path.name, stated, marked=marked)
 
 
-def _unmarked(paths: list[Path], document: Document) -> Split:
-    """Beside a file that is held out by name, the others are all for training."""
-    if any(path.name.startswith(_HELDOUT_NAMES) for path in paths):
-        return "train"
-    return _side(document.prompt + document.text)
+def _hub(spec: Hub) -> Sided:
+    marked = any(map(held_out_by_name, hub.names(spec)))
+    for name, document, stated in hub.documents(spec):
+        yield document, _side_of(document, name, stated, marked=marked)
 
 
-def _readable_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file; what its library says about a broken one, with the file's name."""
-    try:
-        yield from _rows(path)
-    except (ValueError, OSError) as error:  # what pyarrow raises is one of these
-        raise Unsupported(f"{path.name}: cannot be read ({error})") from error
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.name.endswith((".txt", ".md")):
-        yield {"text": path.read_text("utf-8", "replace")}
-    elif path.name.endswith(".parquet"):
-        from pyarrow import parquet
-
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-    elif path.name.endswith(".zst"):
-        yield from _zstandard_lines(path)
-    else:
-        with path.open("rb") as file:
-            yield from _json_lines(file, path)
-
-
-def _zstandard_lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise Unsupported(f"{path.name}: reading .zst needs the package zstandard") from error
-    with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-        try:
-            yield from _json_lines(io.BufferedReader(stream), path)
-        except zstandard.ZstdError as error:
-            raise Unsupported(f"{path.name}: cannot be read ({error})") from error
-
-
-def _json_lines(file: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise Unsupported(f"{path.name}:{number}: not JSON ({error})") from error
-        if isinstance(row, dict):
-            yield row
-
-
-_PAIRS = (
-    ("question", "answer"),
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-)
-
-
-def _document(row: dict[str, Any], spec: Files, path: Path) -> Document | None:
-    """A row as a document; None for a row whose text is null."""
-    if spec.prompt_field and spec.response_field:
-        pair: tuple[str, str] | None = (spec.prompt_field, spec.response_field)
-    else:
-        pair = next((p for p in _PAIRS if p[0] in row and p[1] in row), None)
-    if pair is not None and pair[0] in row and pair[1] in row:
-        prompt, text = row[pair[0]], row[pair[1]]
-        return None if prompt is None or text is None else Document(str(text), f"{prompt}\n")
-    if spec.text_field in row:
-        text = row[spec.text_field]
-        return None if text is None else Document(str(text))
-    raise Unsupported(
-        f"{path.name}: rows have {', '.join(sorted(row)[:8])}; say which one with data.text_field,"
-        " or data.prompt_field and data.response_field"
-    )
+def _side_of(document: Document, name: str, stated: str | None, *, marked: bool) -> Split:
+    """The row's own split, else the file's; beside a file that is held out by name (`marked`)
+    the others are all for training."""
+    if stated is not None:
+        return "train" if stated == "train" else "heldout"
+    if held_out_by_name(name):
+        return "heldout"
+    return "train" if marked else _side(document.prompt + document.text)
