@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.clock import sleep
-from efficientllm.device import Device, every_attention, pin_attention
+from efficientllm.device import Device, every_attention, leave_attention_open, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.admission import admit
 from efficientllm.models.attend import kernel
@@ -178,7 +178,8 @@ def _pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, lengt
     """Pin one back-end of plain attention; the name of the kernel that will run."""
     shape = build.shape
     if shape is not None and shape.custom and wanted == "auto":
-        return shape.custom  # which calls it makes is its own affair
+        leave_attention_open(device)
+        return shape.custom
     grouped = shape is not None and shape.heads != shape.kv_heads
     plain = pin_attention(wanted, device, dtype, length, grouped=grouped)
     if shape is None or not _ours(build):
