@@ -29,7 +29,7 @@ def called(*words: object) -> Result:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "plan", "fetch", "list", "show", "compare", "report", "export", "doctor"],
+    ["run", "plan", "fetch", "list", "show", "compare", "report", "export", "doctor", "check"],
 )
 def test_every_command_helps_with_an_example(command: str) -> None:
     result = called(command, "--help")

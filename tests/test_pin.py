@@ -354,6 +354,55 @@ def test_a_users_own_technique_is_named_by_its_content_and_needs_the_flag(tmp_pa
         pin(case, allow_code=True)
 
 
+def test_an_attention_from_a_file_is_named_by_its_content_and_needs_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("class MyAttention: ...\n")
+    monkeypatch.chdir(tmp_path)
+    case = attending("mine.py:MyAttention")
+    with pytest.raises(SpecError, match="attention custom runs your Python file on"):
+        pin(case)
+    pinned = pin(case, allow_code=True)
+    assert pinned.own_attention is not None
+    assert pinned.own_attention.file == str(path)
+    moved = path.rename(tmp_path / "yours.py")
+    same = pin(attending("yours.py:MyAttention"), allow_code=True)
+    assert same.case_id == pinned.case_id
+    moved.write_text("class MyAttention: pass\n")
+    assert pin(attending("yours.py:MyAttention"), allow_code=True).case_id != pinned.case_id
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, r"attention: .*mine.py: there is no such file"),
+        ("class MyAttentoin: ...\n", "has no MyAttention; did you mean MyAttentoin?"),
+        ("class A: ...\n\ndef f(): ...\n", "has no MyAttention; there is A, f"),
+        ("class MyAttention\n", r"mine.py: is not Python \(.*line 1"),
+    ],
+)
+def test_a_file_without_the_class_is_refused_without_running_it(
+    tmp_path: Path, text: str | None, why: str
+) -> None:
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SpecError, match=why):
+        pin(attending(f"{path}:MyAttention"), allow_code=True)
+
+
+def test_a_class_may_be_made_or_imported_there(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    for text in ("from x import y as MyAttention\n", "if 1:\n    MyAttention = type\n"):
+        path.write_text(text)
+        assert pin(attending(f"{path}:MyAttention"), allow_code=True).own_attention
+
+
+def attending(what: str) -> Case:
+    return generate({"kind": "backbone", "preset": "tiny", "attention": f"custom:{what}"})
+
+
 # Suites
 
 

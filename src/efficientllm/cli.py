@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from efficientllm.failure import Failure, Interrupted
+from efficientllm.explained import explained, fail
 
 EXIT_STATUS = (
     "Exit status: 0 done; 1 a trial failed, or a --fail-if condition is broken; 2 the request"
@@ -39,32 +37,9 @@ StorePath = Annotated[Path, typer.Option("--store", help="where records are kept
 GpuIndex = Annotated[Optional[int], typer.Option("--gpu", help="which GPU; default: an idle one")]  # noqa: UP045
 Only = Annotated[str, typer.Option(help="only cases whose names match, as 'train-*,one-mla'")]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="allow model.allow_code=true of this run's cases")
+    bool,
+    typer.Option("--allow-code", help="run the Python that cases name: yours, or a checkpoint's"),
 ]
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what can go wrong into one clear message and an exit status."""
-    try:
-        yield
-    except ValueError as error:  # SpecError and Unequal among them
-        _fail(str(error), 2)
-    except Failure as error:
-        _fail(str(error), error.exit_status)
-    except Interrupted as stop:
-        _fail(f"stopped by {stop}; finished trials are kept, run again to go on", 128 + stop.sign)
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise typer.Exit(0) from None
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 3)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"efficientllm: {message}", file=sys.stderr)
-    raise typer.Exit(status)
 
 
 def _console() -> Any:
@@ -103,7 +78,7 @@ def run(
     from efficientllm.machine import choose_gpu
     from efficientllm.request import asked_suite
 
-    with _explained():
+    with explained():
         card = choose_gpu(gpu)
         # A mistake in the suite is told before the slow imports.
         suite = asked_suite(what, allow_code=allow_code, gpu=card is not None)
@@ -137,7 +112,7 @@ def plan(
     from efficientllm.machine import choose_gpu
     from efficientllm.request import asked_suite
 
-    with _explained():
+    with explained():
         card = None if on else choose_gpu(gpu)
         suite = asked_suite(what, allow_code=allow_code, gpu=bool(on) or card is not None)
         from efficientllm.commands import plan_command, plan_on_command
@@ -154,7 +129,7 @@ def fetch(what: What = None, allow_code: AllowCode = False) -> None:
     from efficientllm.fetch import fetch_suite
     from efficientllm.request import asked_suite
 
-    with _explained():
+    with explained():
         suite = asked_suite(what, allow_code=allow_code, gpu=False)
         for line in fetch_suite(suite):
             print(line)
@@ -167,7 +142,7 @@ def list_(
     """Show what there is: suites, models, techniques, machines, metrics."""
     from efficientllm.listing import print_listing
 
-    with _explained():
+    with explained():
         print_listing(_console(), what)
 
 
@@ -182,7 +157,7 @@ def show(
     from efficientllm.report.text import print_record
     from efficientllm.results import parse_at
 
-    with _explained():
+    with explained():
         row = _load(store).find(key, parse_at(at))
         if raw:
             print(row.record.model_dump_json(indent=1))
@@ -205,13 +180,13 @@ def compare(
     from efficientllm.report.text import print_comparison
     from efficientllm.results import parse_at
 
-    with _explained():
+    with explained():
         found = _load(store).compare(a, b, parse_at(at))
         print_comparison(_console(), found)
         if fail_if:
             status, text = check_condition(found, fail_if)
             if status != "held":
-                _fail(text, 1 if status == "broken" else 6)
+                fail(text, 1 if status == "broken" else 6)
 
 
 @app.command(epilog="Example: efficientllm report -o report.html")
@@ -232,7 +207,7 @@ def report(
     from efficientllm.commands import write_report
     from efficientllm.results import published
 
-    with _explained():
+    with explained():
         places = list(stores or [DEFAULT_STORE])
         target = output or (places[0] if places[0].is_dir() else Path()) / "report.html"
         results = _load(*places)
@@ -255,7 +230,7 @@ def export(
     """Write rows as tables with intervals, or whole records as JSON lines."""
     from efficientllm.report.export import export as export_rows
 
-    with _explained():
+    with explained():
         results = _load(store)
         rows = [r for r in results.rows() if not suite or r.record.trial.suite == suite]
         content = export_rows(rows, form, results.probes())
@@ -272,8 +247,23 @@ def doctor(store: StorePath = DEFAULT_STORE, gpu: GpuIndex = None) -> None:
     from efficientllm.machine import choose_gpu
     from efficientllm.store import Store
 
-    with _explained():
+    with explained():
         raise typer.Exit(examine(_console(), Store(store), choose_gpu(gpu)))
+
+
+@app.command(epilog="Example: efficientllm check my_attn.py:MyAttention")
+def check(
+    what: Annotated[str, typer.Argument(help="FILE:CLASS, or one of ours: mha, gqa, mla ...")],
+    preset: Annotated[str, typer.Option(help="the backbone whose sizes it gets")] = "small",
+    gpu: GpuIndex = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+) -> None:
+    """Examine an attention (this runs its file): causality, cache, gradients, stated cost."""
+    from efficientllm.examination import examine_command
+    from efficientllm.machine import choose_gpu
+
+    with explained():
+        raise typer.Exit(examine_command(_console(), what, preset, choose_gpu(gpu), as_json))
 
 
 def main() -> None:

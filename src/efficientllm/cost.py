@@ -81,10 +81,17 @@ def _sparse_row(sparse: Sparse, tokens: int) -> int:
 
 
 def training_flops(
-    shape: Shape, techniques: Techniques, tokens: float, pairs: float
+    shape: Shape,
+    techniques: Techniques,
+    tokens: float,
+    pairs: float,
+    stated: float | None = None,
 ) -> float | None:
-    """Forward and backward FLOPs that the algorithm needs for `tokens` with `pairs` in all."""
-    attention = attention_flops(shape, pairs)
+    """Forward and backward FLOPs that the algorithm needs for `tokens` with `pairs` in all.
+
+    `stated` are the forward FLOPs of a user's own attention, its projections included.
+    """
+    attention = stated if shape.custom else attention_flops(shape, pairs)
     if attention is None or any(isinstance(t, Custom) for t in techniques):
         return None
     counts = parameters(shape)
@@ -110,9 +117,15 @@ def training_flops(
     return forward + 2.0 * tokens * (through + trained) + 2.0 * attention * reached
 
 
-def prefill_flops(shape: Shape, batch: int, context: int) -> float | None:
-    """FLOPs to fill a cache with `batch` prompts of `context` tokens and give one logit row."""
-    attention = attention_flops(shape, batch * attended_pairs(shape, context))
+def prefill_flops(
+    shape: Shape, batch: int, context: int, stated: float | None = None
+) -> float | None:
+    """FLOPs to fill a cache with `batch` prompts of `context` tokens and give one logit row.
+
+    `stated` are those of a user's own attention, its projections included.
+    """
+    pairs = batch * attended_pairs(shape, context)
+    attention = stated if shape.custom else attention_flops(shape, pairs)
     if attention is None:
         return None
     layers = 2.0 * batch * context * parameters(shape).products

@@ -32,6 +32,7 @@ def build_facts(build: Build, logical_params: int) -> BuildFacts:
         dtypes=dtypes_of(model),
         weights="random" if build.weights_random else "trained",
         reach=tuple(build.reach),
+        attention=build.attention,
         shape=None if shape is None else shape.model_dump(exclude={"sources", "note"}),
         reference_bytes=2 * logical_params,
         disk_bytes=_serialized_bytes(model) if sum(held.values()) < MAX_SERIALIZED_BYTES else None,

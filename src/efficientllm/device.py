@@ -86,6 +86,16 @@ def pin_attention(
     return wanted
 
 
+def leave_attention_open(device: Device) -> None:
+    """Allow every back-end but cuDNN's, for calls that are not ours.
+
+    A dense mask differentiated through cuDNN gives NaN gradients at some lengths
+    (pytorch#196678), and what a user's own attention passes is not known.
+    """
+    if device.torch.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 @contextmanager
 def every_attention() -> Iterator[None]:
     """Undo the pinning for a while: scoring has lengths that a pinned kernel may not take."""

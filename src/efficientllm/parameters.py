@@ -169,7 +169,7 @@ def lora_parameters(shape: Shape, lora: Lora) -> int | None:
     None where the targets are named one by one, or the layers are not ours to count.
     """
     fused = shape.family == "Phi" and not shape.gated_decoder  # one layer for q, k, v
-    if lora.targets != ("all-linear",) or shape.arch != "dense" or fused:
+    if lora.targets != ("all-linear",) or shape.arch != "dense" or fused or shape.custom:
         return None
     return shape.layers * lora.r * sum(a + b for a, b in linears(shape))
 

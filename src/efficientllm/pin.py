@@ -7,6 +7,7 @@ large files are remembered by path, size and time of change, so planning stays f
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -17,9 +18,11 @@ from efficientllm import hub
 from efficientllm.budget import with_tokens
 from efficientllm.catalog.shape import shape_named
 from efficientllm.matching import matched_shape
+from efficientllm.spec.architecture import CustomAttention
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, is_local
+from efficientllm.spec.problems import nearest
 from efficientllm.spec.suite import Suite
 from efficientllm.spec.technique import Custom, Techniques
 from efficientllm.spec.text import Files, Hub, Text
@@ -62,6 +65,7 @@ def _pin_model(case: Case, *, allow_code: bool) -> Any:
     model = case.model
     if isinstance(model, Backbone):
         matched_shape(model)  # raises for a preset that there is not, or sizes that do not fit
+        model = _pin_attention(case, model, allow_code=allow_code)
     if isinstance(model, CatalogShape) and not isinstance(case.workload, Probe):
         model = model.model_copy(update={"name": shape_named(model.name).name})  # as published
     if isinstance(model, Backbone | CatalogShape) and model.tokenizer != "auto":
@@ -101,6 +105,43 @@ def _checkpoint_digest(folder: Path) -> str:
     return hashlib.sha256(f"{own} {_digest_of(path, CHECKPOINT_FILES)}".encode()).hexdigest()
 
 
+def _pin_attention(case: Case, model: Backbone, *, allow_code: bool) -> Backbone:
+    attention = model.attention
+    if not isinstance(attention, CustomAttention):
+        return model
+    if not allow_code:
+        raise SpecError(
+            f"{case.name or 'model'}: attention custom runs your Python file on this machine; say"
+            " --allow-code on the command line as well"
+        )
+    pinned = attention.model_copy(update=_own_file(attention.file, attention.name, "attention"))
+    return model.model_copy(update={"attention": pinned})
+
+
+def _own_file(file: str, name: str, what: str) -> dict[str, str]:
+    """Where a user's file is and its digest; it is read here, and run in the worker only."""
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise SpecError(f"{what}: {file}: there is no such file")
+    content = path.read_bytes()
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError) as error:
+        raise SpecError(f"{what}: {file}: is not Python ({error})") from error
+    defined = [n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+    if name not in (*defined, *_bound(tree)):
+        raise SpecError(f"{what}: {file}: has no {name}{nearest(name, defined)}")
+    return {"file": str(path.resolve()), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _bound(tree: ast.Module) -> list[str]:
+    """Names that a file imports or assigns, wherever it does."""
+    nodes = list(ast.walk(tree))
+    imported = [n.asname or n.name for n in nodes if isinstance(n, ast.alias)]
+    stored = [n for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    return [*imported, *(n.id for n in stored)]
+
+
 def _pin_techniques(case: Case, *, allow_code: bool) -> Techniques:
     if not allow_code:
         raise SpecError(
@@ -110,11 +151,8 @@ def _pin_techniques(case: Case, *, allow_code: bool) -> Techniques:
     pinned = []
     for technique in case.technique:
         if isinstance(technique, Custom):
-            path = Path(technique.file).expanduser()
-            if not path.is_file():
-                raise SpecError(f"technique: {technique.file}: there is no such file")
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            technique = technique.model_copy(update={"file": str(path.resolve()), "sha256": digest})
+            path = _own_file(technique.file, technique.function, "technique")
+            technique = technique.model_copy(update=path)
         pinned.append(technique)
     return tuple(pinned)
 

@@ -73,7 +73,7 @@ def shape_of(case: Case, suite: Suite | None = None) -> Shape | None:
     """The shape of a case's model; a product has its parent's; None without formulas."""
     match case.model:
         case Backbone():
-            return matched_shape(case.model)
+            return None if case.own_attention else matched_shape(case.model)
         case CatalogShape(name=name) if isinstance(case.workload, Probe) and name == "none":
             return None
         case CatalogShape(name=name):

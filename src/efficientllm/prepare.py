@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from efficientllm.catalog.shape import Shape
 from efficientllm.clock import sleep
-from efficientllm.device import Device, every_attention, pin_attention
+from efficientllm.device import Device, every_attention, leave_attention_open, pin_attention
 from efficientllm.journal import Task
+from efficientllm.models.admission import admit
 from efficientllm.models.attend import kernel
 from efficientllm.models.checkpoint import build_model
 from efficientllm.models.decoder import Decoder
@@ -77,16 +80,17 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
     case = _settled(case, task)
     assembly = Assembly(case, device)
     assembly.resolved |= {"device": device.torch.type, "threads": torch.get_num_threads()}
-    if isinstance(case.workload, Probe):
+    if isinstance(case.workload, Probe) and case.workload.check != "attention":
         return assembly
+    probing = isinstance(case.workload, Probe)
+    mixer, examined = admit(case.model, device.torch, probing=probing)
     model, shape = build_model(
-        case.model, device.torch, _first_dtype(case), task.seed, task.parent_weights
+        case.model, device.torch, _first_dtype(case), task.seed, task.parent_weights, mixer
     )
-    build = Build(model, shape, device.torch, weights_random=case.random_weights)
-    assembly.build = build
-    # Packed 4-bit checkpoints hold two weights in one element, so the shape counts, if known.
-    counted = sum(p.numel() for p in model.parameters())
-    assembly.logical_params = counted if shape is None else parameters(shape).total
+    build = Build(model, shape, device.torch, case.random_weights, attention=examined)
+    assembly.build, assembly.logical_params = build, _logical_params(model, shape)
+    if probing:
+        return assembly
     assembly.resolved["implementation"] = (
         "decoder" if isinstance(model, Decoder) else "transformers"
     )
@@ -102,6 +106,16 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
         build.model.requires_grad_(False)
         build.model.eval()
     return assembly
+
+
+def _logical_params(model: PreTrainedModel, shape: Shape | None) -> int:
+    """Parameters as the shape counts them: 4-bit checkpoints hold two weights in one element.
+
+    Only the model itself knows those of a user's own attention.
+    """
+    if shape is None or shape.custom:
+        return sum(p.numel() for p in model.parameters())
+    return parameters(shape).total
 
 
 def _settled(case: Case, task: Task) -> Case:
@@ -164,6 +178,9 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
 def _pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, length: int) -> str:
     """Pin one back-end of plain attention; the name of the kernel that will run."""
     shape = build.shape
+    if shape is not None and shape.custom and wanted == "auto":
+        leave_attention_open(device)
+        return shape.custom
     grouped = shape is not None and shape.heads != shape.kv_heads
     plain = pin_attention(wanted, device, dtype, length, grouped=grouped)
     if shape is None or not _ours(build):

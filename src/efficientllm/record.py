@@ -170,6 +170,32 @@ class Reach(Frozen):
     source: str = ""
 
 
+class Finding(Frozen):
+    """One thing that an attention was examined for: what was seen, and what to do about it.
+
+    `told` neither passes nor fails: it is for the reader to know.
+    """
+
+    name: str
+    verdict: Literal["passed", "failed", "told"]
+    seen: str
+    advice: str = ""
+
+
+class Examined(Frozen):
+    """An attention that was examined; with its source where it comes from a user's file."""
+
+    name: str
+    sha256: str = ""
+    source: str = ""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        """What it did not pass."""
+        return tuple(finding for finding in self.findings if finding.verdict == "failed")
+
+
 class Build(Frozen):
     """The model as it was measured."""
 
@@ -184,6 +210,7 @@ class Build(Frozen):
     disk_bytes: Count | None = None
     reference_bytes: Count | None = None
     sha256: str = ""
+    attention: Examined | None = None
 
     @model_validator(mode="after")
     def _weighs_something(self) -> Build:

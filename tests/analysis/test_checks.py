@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from efficientllm.analysis.checks import Flag, flags
+from efficientllm.analysis.table import rows
 from efficientllm.metrics import BY_KEY, Unmeasured, View
-from efficientllm.record import Phase, Reach, Reading, Record, Window
+from efficientllm.record import Examined, Finding, Phase, Reach, Reading, Record, Window
 from tests import samples
 from tests.samples import SECOND, START_NS
 
@@ -428,3 +429,39 @@ def test_busy_neighbours_are_flagged_sooner_on_a_cpu(
     )
     changed = record.model_copy(update={"machine": machine, "readings": (*record.readings, load)})
     assert level(changed, "SHARED_HOST") == expected
+
+
+def examined(*verdicts: str) -> Record:
+    """A trial with an attention from a file, with findings of these verdicts."""
+    model = {"kind": "backbone", "preset": "tiny", "attention": "custom:mine.py:Mine"}
+    found = tuple(Finding(name=f"check {i}", verdict=v, seen="x") for i, v in enumerate(verdicts))
+    build = samples.build(attention=Examined(name="Mine", source="...", findings=found))
+    return samples.record(samples.case(model=model), build=build)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code", "ranked"),
+    [
+        ((), "CUSTOM_UNCHECKED", False),
+        (("passed", "failed"), "CUSTOM_CHECK_FAILED", False),
+        (("passed", "told"), "CUSTOM_ATTENTION", True),
+    ],
+)
+def test_an_attention_of_ones_own_is_ranked_when_it_passed(
+    verdicts: tuple[str, ...], code: str, ranked: bool
+) -> None:
+    record = examined(*verdicts)
+    assert code in found(record)
+    assert "Mine" in found(record)[code].text
+    (row,) = rows([record])
+    assert row.ranked is ranked
+
+
+def test_nobody_examines_a_technique_of_ones_own() -> None:
+    of = samples.case(technique="custom:prune.py:apply")
+    assert level(samples.record(of), "CUSTOM_CODE") == "warn"
+    assert not rows([samples.record(of)])[0].ranked
+
+
+def test_the_cache_of_an_attention_of_ones_own_has_no_formula() -> None:
+    assert "CACHE_SIZE" not in found(examined("passed"))

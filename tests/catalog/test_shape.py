@@ -52,6 +52,10 @@ def test_presets_never_change_since_no_id_would_tell() -> None:
         "0.5B": 494_032_768,  # Qwen2.5-0.5B
         "1.5B": 1_543_714_304,  # Qwen2.5-1.5B
         "3B": 3_085_938_688,  # Qwen2.5-3B
+        "30M-h16": 26_753_536,
+        "0.5B-h16": 505_052_032,
+        "1.5B-h16": 1_609_803_264,
+        "3B-h16": 3_123_705_856,
     }
     for size in ("0.5B", "1.5B", "3B"):
         published = shape_named(f"Qwen2.5-{size}").model_dump()

@@ -257,3 +257,40 @@ def test_a_missing_counter_gives_the_note_that_the_trial_left() -> None:
     assert reason("sm_active", samples.record(readings=(empty,))) == (
         "no sample fell into the window"
     )
+
+
+OWN_LAYERS = 4 * 3 * 128 * 384  # the feed-forward alone: what else is multiplied, it states
+STATED = 5e9
+
+
+def own(record: r.Record, **counts: float) -> r.Record:
+    """The record as of an attention from a file, with what it states in the first windows."""
+    windows = [
+        w.model_copy(update={"counts": w.counts | counts if w.name != "request" else w.counts})
+        for w in record.points[0].windows
+    ]
+    point = record.points[0].model_copy(update={"windows": tuple(windows)})
+    return record.model_copy(update={"points": (point,), "build": shaped(custom="Mine")})
+
+
+def test_an_attention_of_ones_own_states_its_flops_and_trains_at_three_times_them() -> None:
+    tokens = 400 * 1024
+    record = own(samples.record(samples.pretrain()), attention_flops=STATED)
+    flops = 3 * (2 * tokens * (OWN_LAYERS + HEAD) + STATED)
+    assert value("mfu", record) == pytest.approx(flops / 10 / H200_FLOPS)
+    assert reason("mfu_fullattn", record) == "Mine states its FLOPs in one convention only"
+
+
+def test_its_prefill_and_the_bytes_that_its_decode_reads_are_as_stated() -> None:
+    record = own(samples.record(), attention_flops=100 * STATED, cache_read_bytes=1000 * 7e5)
+    flops = 2 * 1024 * OWN_LAYERS + STATED + 2 * HEAD
+    assert value("mfu", record) == pytest.approx(flops / 0.1 / H200_FLOPS)
+    assert value("mbu", record) == pytest.approx((WEIGHTS + 7e5) / 0.01 / H200_BYTES)
+
+
+def test_what_it_does_not_state_is_null_with_the_reason() -> None:
+    ceiling = Ceiling(flops=700e12, bytes_per_s=4.3e12)
+    training, generating = own(samples.record(samples.pretrain())), own(samples.record())
+    for key, record in (("mfu", training), ("mfu", generating), ("mbu", generating)):
+        assert "Mine states no cost for this work" in reason(key, record)
+        assert "Mine states no cost" in reason("roofline_share", record, ceiling=ceiling)

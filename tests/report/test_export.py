@@ -11,7 +11,7 @@ import pytest
 
 from efficientllm.analysis.table import Row, rows
 from efficientllm.metrics import METRICS
-from efficientllm.record import Outcome
+from efficientllm.record import Examined, Finding, Outcome
 from efficientllm.report.export import export, public_record
 from efficientllm.report.public import without_paths
 from efficientllm.results import load, read_published
@@ -154,3 +154,20 @@ def test_no_format_tells_a_path_that_an_error_or_a_note_named() -> None:
     assert public.build.shape is not None
     assert public.build.shape["name"] == "checkpoint"
     assert public.readings == partly.readings
+
+
+def test_an_attention_of_ones_own_leaves_without_its_path() -> None:
+    file = "/home/ada/secret/mine.py"
+    model = {"kind": "backbone", "preset": "tiny", "attention": f"custom:{file}:Mine"}
+    finding = Finding(name="output", verdict="failed", seen=f"OSError: {file}: gone")
+    build = samples.build(
+        attention=Examined(name="Mine", source="class Mine: ...", findings=(finding,))
+    )
+    record = samples.record(samples.case(model=model), build=build)
+    for form in ("jsonl", "csv", "md", "latex"):
+        assert b"secret" not in export(rows([record]), form)
+    public = public_record(record)
+    assert public.case["model"]["attention"]["file"] == "mine.py"
+    assert public.build is not None
+    assert public.build.attention is not None
+    assert public.build.attention.source == "class Mine: ..."

@@ -666,3 +666,19 @@ def test_only_some_cases_of_a_suite_with_what_they_continue_from() -> None:
     assert suite.only("*") == suite
     with pytest.raises(SpecError, match="matches no case of quickstart"):
         suite.only("train-*")
+
+
+def test_what_an_attention_of_ones_own_has_learned_is_no_parent(suite: Any) -> None:
+    text = (
+        "base: {name: p, model: {kind: backbone, attention: 'custom:mine.py:Mine'},"
+        " workload: {kind: pretrain, steps: 2}}\n"
+        "---\nbase: {name: g, model: {kind: product, of: p}, workload: generate}\n"
+    )
+    with pytest.raises(SpecError, match=r"'p' has an attention of somebody's own \(Mine\).*unsup"):
+        suite(text)
+
+
+def test_an_attention_of_ones_own_is_called_by_its_class_in_names() -> None:
+    setting = "model.attention=gqa,custom:/home/ada/mine.py:Mine"
+    made = one_line_suite("pretrain", ("model=backbone-tiny", setting))
+    assert [case.name.rpartition("-")[2] for case in made.cases] == ["gqa", "Mine"]

@@ -143,7 +143,7 @@ def _reach(view: View) -> Iterator[Flag]:
 
 def _cache_size(view: View) -> Iterator[Flag]:
     measured = BY_KEY["kv_bytes_per_token"](view)
-    if view.shape is None or isinstance(measured, Unmeasured):
+    if view.shape is None or view.shape.custom or isinstance(measured, Unmeasured):
         return
     element = 4 if view.record.resolved.get("activations") == "float32" else 2
     slots = cache_slots(view)
@@ -187,8 +187,27 @@ def _conditions(view: View) -> Iterator[Flag]:
     if view.case.custom:
         text = "a technique of somebody's own: shown, not ranked among built-in ones"
         yield Flag("CUSTOM_CODE", "warn", "all", text)
+    yield from _own_attention(view)
     if record.case.get("model", {}).get("allow_code"):
         yield Flag("REMOTE_CODE", "warn", "all", "ran Python code that came with the checkpoint")
+
+
+def _own_attention(view: View) -> Iterator[Flag]:
+    """What examining an attention from a user's file found, just before it was measured."""
+    own, build = view.case.own_attention, view.record.build
+    if own is None or build is None:
+        return
+    examined = build.attention
+    if examined is None or not examined.findings:
+        text = f"{own.name}: nobody has examined it; shown, not ranked"
+        yield Flag("CUSTOM_UNCHECKED", "warn", "all", text)
+    elif examined.failed:
+        text = "; ".join(f"{f.name}: {f.seen}" for f in examined.failed)
+        yield Flag("CUSTOM_CHECK_FAILED", "warn", "all", f"{own.name}: {text}; not ranked")
+    else:
+        passed = sum(finding.verdict == "passed" for finding in examined.findings)
+        text = f"{own.name}: an attention of somebody's own; it passed {passed} checks"
+        yield Flag("CUSTOM_ATTENTION", "info", "all", text)
 
 
 _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (

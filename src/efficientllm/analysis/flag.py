@@ -7,6 +7,10 @@ from typing import Literal, NamedTuple
 Level = Literal["info", "warn", "invalid"]
 
 
+UNEXAMINED = frozenset({"CUSTOM_CODE", "CUSTOM_UNCHECKED", "CUSTOM_CHECK_FAILED"})
+"""Codes of what nobody has shown to do what its name says."""
+
+
 class Flag(NamedTuple):
     """One remark: its code, how bad it is, what it concerns, and why."""
 
@@ -14,3 +18,8 @@ class Flag(NamedTuple):
     level: Level
     about: Literal["all", "energy", "quality"]
     text: str
+
+    @property
+    def bars_ranking(self) -> bool:
+        """Whether a row with this remark is shown and never ranked."""
+        return self.code in UNEXAMINED or (self.level == "invalid" and self.about == "all")

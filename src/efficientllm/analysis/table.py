@@ -108,8 +108,8 @@ class Row:
     def ranked(self) -> bool:
         """Whether this row may be compared as a result: ok, not smoke, nothing invalid."""
         protocol = Protocol.model_validate(self.record.protocol)
-        bad = any(flag.level == "invalid" and flag.about == "all" for flag in self.flags)
-        return self.status == "ok" and protocol.ranked and not bad and not self.case.custom
+        barred = any(flag.bars_ranking for flag in self.flags)
+        return self.status == "ok" and protocol.ranked and not barred
 
     def cell(self, key: str) -> Cell:
         """One metric over the row's trials."""

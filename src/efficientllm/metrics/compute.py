@@ -21,6 +21,7 @@ from efficientllm.spec.technique import Cast, Int8Dynamic
 from efficientllm.spec.workload import Generate, Training
 
 _NO_FORMULA = "no FLOP formula for this family here"
+_UNSTATED = "{} states no cost for this work: give it cost(new, seen); only whole rows count"
 
 
 def multiplied_dtype(case: Case, tf32: str = "highest", activations: str = "bf16") -> str:
@@ -42,28 +43,38 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
         return Unmeasured(_NO_FORMULA)
     if view.case.custom:
         return Unmeasured("nobody has counted what a custom technique changes")
-    if isinstance(workload, Training):
-        window = view.window("step")
-        if isinstance(window, Unmeasured):
-            return window
-        tokens = window.counts.get("tokens")
-        pairs = _trained_pairs(view, shape, window, full_attention=full_attention)
-        if isinstance(pairs, Unmeasured):
-            return pairs
-        if tokens is None:
-            return Unmeasured("the step window counts no tokens")
-        flops = training_flops(shape, view.case.technique, tokens, pairs)
-    elif isinstance(workload, Generate):
-        window = view.window("prefill")
-        if isinstance(window, Unmeasured):
-            return window
-        one = prefill_flops(shape, view.point.batch, view.point.context)
-        flops = None if one is None else one * window.units
-        if flops is not None and full_attention:
-            flops += _prefill_above_causal(view, window)
-    else:
+    if not isinstance(workload, Training | Generate):
         return Unmeasured("a probe has no model")
+    training = isinstance(workload, Training)
+    window = view.window("step" if training else "prefill")
+    if isinstance(window, Unmeasured):
+        return window
+    if shape.custom and full_attention:
+        return Unmeasured(f"{shape.custom} states its FLOPs in one convention only")
+    if shape.custom and "attention_flops" not in window.counts:
+        return Unmeasured(_UNSTATED.format(shape.custom))
+    if not training:
+        return _prefill(view, shape, window, full_attention=full_attention)
+    tokens = window.counts.get("tokens")
+    pairs = _trained_pairs(view, shape, window, full_attention=full_attention)
+    if isinstance(pairs, Unmeasured):
+        return pairs
+    if tokens is None:
+        return Unmeasured("the step window counts no tokens")
+    stated = window.counts.get("attention_flops")
+    flops = training_flops(shape, view.case.technique, tokens, pairs, stated)
     return Unmeasured(_NO_FORMULA) if flops is None else (flops, window)
+
+
+def _prefill(
+    view: View, shape: Shape, window: Window, *, full_attention: bool
+) -> tuple[float, Window] | Unmeasured:
+    stated = window.counts.get("attention_flops", 0.0) / window.units
+    one = prefill_flops(shape, view.point.batch, view.point.context, stated)
+    if one is None:
+        return Unmeasured(_NO_FORMULA)
+    more = _prefill_above_causal(view, window) if full_attention else 0.0
+    return one * window.units + more, window
 
 
 def _trained_pairs(view: View, shape: Shape, window: Window, *, full_attention: bool) -> Value:
@@ -153,10 +164,12 @@ def decode_bytes(view: View) -> tuple[float, Window] | Unmeasured:
     reads = window.counts.get("cache_reads")
     if reads is None:
         return Unmeasured("the decode window counts no reads of the cache")
-    if shape.custom:
-        return Unmeasured(_NO_FORMULA)
     sequences = window.units * view.point.batch
-    cache = sequences * cache_read_bytes(shape, reads / sequences, element)
+    cache: float | None = sequences * cache_read_bytes(shape, reads / sequences, element)
+    if shape.custom:
+        cache = window.counts.get("cache_read_bytes")
+    if cache is None:
+        return Unmeasured(_UNSTATED.format(shape.custom))
     return weights * window.units + cache, window
 
 

@@ -1,9 +1,7 @@
 """From a model spec to weights on a device, and from trained weights to a checkpoint.
 
-Shapes are built on the meta device and filled on the target, so an 8B model with random
-weights takes less than a second on a GPU. Checkpoints are read from safetensors only:
-a pickle is a program. Somebody else's Python is refused unless the case allows it by name
-and full revision.
+Checkpoints are read from safetensors only: a pickle is a program. Somebody else's Python is
+refused unless the case allows it by name and full revision.
 """
 
 from __future__ import annotations
@@ -21,30 +19,37 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from efficientllm.catalog.shape import Shape, read_config, shape_from_config, shape_named
 from efficientllm.matching import matched_shape
 from efficientllm.models import huggingface
-from efficientllm.models.decoder import Decoder, beyond_decoder
+from efficientllm.models.decoder import Decoder, Mixer, beyond_decoder
+from efficientllm.models.untrained import materialize, untrained
 from efficientllm.record import Unsupported
 from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, Model, Product, is_local
 
 TOKENIZER = "tokenizer.json"
 ADAPTER = "adapter_config.json"
-INIT_STD = 0.02
 _UNNEEDED = ("lm_head.weight", "rotary_emb.inv_freq")
 """Stored tensors to pass over: a head that is tied, and angles that are computed."""
 
 
 def build_model(
-    spec: Model, device: torch.device, dtype: torch.dtype | None, seed: int, parent: str
+    spec: Model,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    seed: int,
+    parent: str,
+    mixer: Mixer | None = None,
 ) -> tuple[PreTrainedModel, Shape | None]:
     """The model of a spec on a device, and its shape where formulas for it exist.
 
     `dtype` None keeps a checkpoint's own type (bf16 for random weights). `parent` is the
-    folder that a product's weights were left in.
+    folder that a product's weights were left in; `mixer` makes a user's own attention.
     """
     match spec:
         case Backbone():
-            return _random(matched_shape(spec), "decoder", device, dtype, seed)
+            shape = matched_shape(spec)
+            return untrained(shape, "decoder", device, dtype, seed, mixer), shape
         case CatalogShape():
-            return _random(shape_named(spec.name), spec.implementation, device, dtype, seed)
+            shape = shape_named(spec.name)
+            return untrained(shape, spec.implementation, device, dtype, seed), shape
         case Checkpoint():
             return _load(local_folder(spec), spec, device, dtype)
         case Product():
@@ -66,48 +71,6 @@ def local_folder(spec: Checkpoint) -> Path:
             f"{name}: not on this disk; fetch it where there is a network: efficientllm fetch"
             f" model={spec.source}"
         ) from error
-
-
-def _random(
-    shape: Shape, implementation: str, device: torch.device, dtype: torch.dtype | None, seed: int
-) -> tuple[PreTrainedModel, Shape]:
-    ours = shape.gated_decoder if implementation == "auto" else implementation == "decoder"
-    if ours and not shape.gated_decoder:
-        raise Unsupported(f"{shape.name}: our decoder cannot build it; use implementation: auto")
-    with torch.device("meta"):
-        if ours:
-            model: PreTrainedModel = Decoder.from_shape(shape)
-        else:
-            model = AutoModelForCausalLM.from_config(huggingface.config_of(shape))
-    model = _materialize(model, device, dtype or torch.bfloat16)
-    _fill(model, seed)
-    return model, shape
-
-
-def _materialize(
-    model: PreTrainedModel, device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """Allocate a meta model's parameters in their final type at once."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model = model.to_empty(device=device)
-    model.tie_weights()
-    return model
-
-
-@torch.no_grad()
-def _fill(model: PreTrainedModel, seed: int) -> None:
-    """Fill every parameter and buffer, the same on every run with the same seed and device."""
-    torch.manual_seed(seed)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim > 1:
-                parameter.normal_(std=INIT_STD)
-            elif name == "weight":
-                parameter.fill_(1.0)
-            else:
-                parameter.zero_()
-    huggingface.reset_buffers(model)
 
 
 def _load(
@@ -144,7 +107,7 @@ def _load_decoder(
     folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     with torch.device("meta"):
-        model = _materialize(Decoder.from_shape(shape), device, dtype)
+        model = materialize(Decoder.from_shape(shape), device, dtype)
     huggingface.reset_buffers(model)
     parameters = dict(model.named_parameters())
     missing = set(parameters)

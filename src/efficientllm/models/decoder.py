@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from efficientllm.catalog.shape import OWN_FAMILY, Shape
 from efficientllm.cost import prefill_rows
 from efficientllm.models.attention import Attention
+from efficientllm.models.contract import Cost, declared_cost
 from efficientllm.models.encoding import Encoding, encoding_of
 from efficientllm.models.feedforward import FeedForward
 from efficientllm.models.latent import LatentAttention
@@ -198,10 +199,14 @@ class Decoder(PreTrainedModel):
         positions = self._positions(slot)._replace(slot=slot)
         return self.lm_head(self.model(tokens, slot, positions, cache)[:, -1])
 
+    def attention_cost(self, new: int, seen: int) -> Cost | None:
+        """What the attention of all layers declares for one sequence; None where it does not."""
+        blocks = [block for block in self.model.layers if isinstance(block, Block)]
+        each = declared_cost(blocks[0].self_attn, new, seen)
+        return each and each.times(len(blocks))
+
     def _positions(self, index: Tensor) -> Positions:
-        encoding = self.model.position
-        cos, sin = encoding.angles(index, self.get_input_embeddings().weight.dtype) or (None, None)
-        return Positions(cos, sin, bias=encoding.bias(), slopes=encoding.slopes())
+        return self.model.position.positions(index, self.get_input_embeddings().weight.dtype)
 
     def _refuse_beyond(self, length: int) -> None:
         """A learned position that was never learned has no vector."""

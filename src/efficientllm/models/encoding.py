@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientllm.catalog.shape import Relative, RopeScaling, Shape
+from efficientllm.models.position import Positions
 
 
 class Encoding(nn.Module):
@@ -37,6 +38,11 @@ class Encoding(nn.Module):
     def slopes(self) -> Tensor | None:
         """What scores lose for each head and token of distance, [H]."""
         return None
+
+    def positions(self, index: Tensor, dtype: torch.dtype) -> Positions:
+        """What attention is told about positions `index` [T], angles in `dtype`."""
+        cos, sin = self.angles(index, dtype) or (None, None)
+        return Positions(cos, sin, bias=self.bias(), slopes=self.slopes())
 
     def reset(self) -> None:
         """Compute buffers again; a model built on the meta device has none until then."""

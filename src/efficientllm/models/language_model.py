@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
+from efficientllm.models.contract import Cost
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.position import Documents
 from efficientllm.record import Unsupported
@@ -41,14 +42,18 @@ class LanguageModel(Protocol):
     def decode(self, tokens: Tensor, slot: Tensor, cache: Any) -> Tensor:
         """One new token [B, 1] at a cache slot [1]; logits [B, V]."""
 
+    def attention_cost(self, new: int, seen: int) -> Cost | None:
+        """What a user's own attention states for one sequence, all layers; else None."""
+
 
 class OurDecoder:
     """Our decoder behind the face."""
 
-    packs_documents = True
-
     def __init__(self, model: Decoder) -> None:
         self.model = model
+        # A user's own attention is not asked to keep documents apart.
+        self.packs_documents = not model.shape.custom
+        self.attention_cost = model.attention_cost
         self.hidden, self.new_cache = model.hidden, model.new_cache
         self.prefill, self.decode = model.prefill, model.decode
 
@@ -104,6 +109,9 @@ class Transformers:
     def decode(self, tokens: Tensor, slot: Tensor, cache: Any) -> Tensor:
         _set_length(cache, slot)
         return self._logits(tokens, cache)
+
+    def attention_cost(self, new: int, seen: int) -> None:
+        return None
 
     def _logits(self, tokens: Tensor, cache: Any) -> Tensor:
         out = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -15,7 +15,7 @@ from typing import Any
 
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import View
-from efficientllm.record import Outcome, PointResult, Record
+from efficientllm.record import Examined, Outcome, PointResult, Record
 
 _START = r"(?:file://)?(?:~\w*)?(?:/|(?<!:)//)(?!/)"
 _QUOTED = re.compile(rf"(?<=[\"'])({_START}[^\"'\n]*)(?=[\"'])")
@@ -30,7 +30,7 @@ _PLACES = ("tokenizer", "source")
 def public_record(record: Record) -> Record:
     """A record without paths: what it names by content stays, where it lay does not.
 
-    What a custom technique's own source says stays as it was hashed.
+    What the source of a user's own technique or attention says stays as it was hashed.
     """
     update: dict[str, Any] = {
         "case": _names_only(record.case),
@@ -45,7 +45,17 @@ def public_record(record: Record) -> Record:
         name = str(record.build.shape.get("name", ""))  # a local checkpoint's is its folder
         shape = record.build.shape | {"name": Path(name).name if _is_path(name) else name}
         update["build"] = record.build.model_copy(update={"shape": shape})
+    build = update.get("build", record.build)
+    if build is not None and build.attention is not None:
+        update["build"] = build.model_copy(update={"attention": _public_findings(build.attention)})
     return record.model_copy(update=update)
+
+
+def _public_findings(examined: Examined) -> Examined:
+    findings = tuple(
+        f.model_copy(update={"seen": without_paths(f.seen)}) for f in examined.findings
+    )
+    return examined.model_copy(update={"findings": findings})
 
 
 def public_rows(rows: list[Row]) -> list[Row]:

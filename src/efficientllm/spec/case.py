@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
+from efficientllm.spec.architecture import CustomAttention
 from efficientllm.spec.canonical import Spec, digest, local
 from efficientllm.spec.model import CatalogShape, Model, Product
 from efficientllm.spec.technique import (
@@ -78,6 +79,8 @@ class Case(Spec):
                 raise ValueError("technique: pretraining starts from scratch and takes none")
             case Pretrain() if not hasattr(self.model, "tokenizer"):
                 raise ValueError("model: pretraining takes a backbone or a catalog shape")
+            case Probe(check="attention") if not hasattr(self.model, "attention"):
+                raise ValueError("model: only a backbone's attention can be examined")
             case Finetune() if not tuning and not self.custom:
                 raise ValueError("technique: finetune needs one of full, freeze, lora")
             case Finetune() if weights and not any(isinstance(t, Lora) for t in self.technique):
@@ -112,14 +115,22 @@ class Case(Spec):
 
     @property
     def custom(self) -> bool:
-        """Whether somebody's own code is part of this case."""
+        """Whether a technique of somebody's own is part of this case."""
         return any(isinstance(technique, Custom) for technique in self.technique)
+
+    @property
+    def own_attention(self) -> CustomAttention | None:
+        """The attention from a user's file that the model is made with, if it is."""
+        attention = getattr(self.model, "attention", None)
+        return attention if isinstance(attention, CustomAttention) else None
 
     @property
     def points(self) -> tuple[Point, ...]:
         match self.workload:
             case Generate(points=grid):
                 return tuple(Point(b, c) for c in grid.context for b in grid.batch)
+            case Probe(check="attention"):
+                return ()  # it is examined before anything would be measured
             case Probe():
                 return (Point(1, 1),)
             case training:
@@ -151,5 +162,9 @@ class Case(Spec):
 
     @property
     def makes_product(self) -> bool:
-        """Whether a trial of this case leaves trained weights behind."""
-        return isinstance(self.workload, Pretrain | Finetune) and self.workload.budgeted
+        """Whether a trial of this case leaves trained weights behind.
+
+        No configuration rebuilds an attention from a user's file, so its weights are not kept.
+        """
+        training = isinstance(self.workload, Pretrain | Finetune) and self.workload.budgeted
+        return training and self.own_attention is None

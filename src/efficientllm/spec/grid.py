@@ -105,6 +105,8 @@ def _label_of(value: Any) -> str:
         return "-".join([str(value.get("kind", "")), *inner]).strip("-")
     if isinstance(value, list):
         return "+".join(_label_of(item) for item in value)
+    if isinstance(value, str) and value.startswith("custom:"):
+        return value.rpartition(":")[2]  # of code of one's own, what it is called in its file
     if isinstance(value, str):
         return value.rstrip("/").rpartition("/")[2]  # of a path or a hub id, the name
     return "none" if value is None else str(value)

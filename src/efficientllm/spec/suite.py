@@ -229,6 +229,16 @@ def _check_model(case: Case, draft: Draft, source: str) -> None:
         raise SpecError(text) from error
 
 
+def _productless(parent: Case) -> str:
+    if parent.own_attention is not None:
+        return (
+            f"has an attention of somebody's own ({parent.own_attention.name}), which no saved"
+            " model can rebuild: unsupported as a parent; measure generation from random weights,"
+            " with model.attention of the generate case itself"
+        )
+    return "declares no steps, so it makes no product"
+
+
 def _with_parent(case: Case, earlier: dict[str, Case], draft: Draft, source: str) -> Case:
     """Embed the parent's id, so a product's id changes whenever its ancestry does."""
     if not isinstance(case.model, Product) or case.model.parent:
@@ -240,7 +250,7 @@ def _with_parent(case: Case, earlier: dict[str, Case], draft: Draft, source: str
             ("model", "of"), draft.lines.get(("model",), 0)
         )
         where = f"{source}:{line}" if line else source
-        why = "declares no steps, so it makes no product" if parent else "stands before this one"
+        why = "stands before this one" if parent is None else _productless(parent)
         none = "no case called " if not parent else ""
         hint = nearest(case.model.of, names)
         raise SpecError(f"{where}: model.of: {none}{case.model.of!r} {why}{hint}")

@@ -195,10 +195,10 @@ class Generate(Spec):
 
 
 class Probe(Spec):
-    """Known answers about the machine itself, for `doctor`; needs no model."""
+    """Known answers: about the machine, for `doctor`; about an attention, for `check`."""
 
     kind: Literal["probe"] = "probe"
-    check: Literal["sleep", "product", "copy", "idle", "square"] = "sleep"
+    check: Literal["sleep", "product", "copy", "idle", "square", "attention"] = "sleep"
 
 
 def _kind_from_name(value: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.device import tensor_bytes
-from efficientllm.record import Reach
+from efficientllm.record import Examined, Reach
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -32,6 +32,7 @@ class Build:
     weights_random: bool
     tokenizer_folder: str = ""
     adapted: Any = None
+    attention: Examined | None = None
     reach: list[Reach] = field(default_factory=list)
     resolved: dict[str, Any] = field(default_factory=dict)
 

@@ -79,15 +79,26 @@ class Generate:
         """Greedy choices are integers; there is nothing that could be not finite."""
 
     def counts(self, window: str, units: int) -> dict[str, float]:
-        """Raw totals: tokens put out, prompt tokens read, cached tokens read by decode."""
+        """Raw totals: tokens put out, prompt tokens read, cached tokens read by decode.
+
+        With what a user's own attention states of its FLOPs and of the bytes that it reads.
+        """
         batch, context = self._point
         prompt = float(batch * context * units)
         match window:
             case "prefill":
-                return {"prompt_tokens": prompt, "tokens": float(batch * units)}
+                counts = {"prompt_tokens": prompt, "tokens": float(batch * units)}
+                cost = self._face.attention_cost(context, 0)
+                return counts | ({"attention_flops": batch * units * cost.flops} if cost else {})
             case "decode":
                 visible = self._visible[len(self._visible) - units :]
-                return {"tokens": float(batch * units), "cache_reads": float(batch * sum(visible))}
+                counts = {
+                    "tokens": float(batch * units),
+                    "cache_reads": float(batch * sum(visible)),
+                }
+                costs = [self._face.attention_cost(1, seen - 1) for seen in visible]
+                read = [cost.read for cost in costs if cost is not None]
+                return counts | ({"cache_read_bytes": batch * sum(read)} if read else {})
             case _:
                 tokens = float(batch * units * self._new_tokens)
                 return {

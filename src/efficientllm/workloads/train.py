@@ -15,6 +15,7 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
+from efficientllm.cost import causal_pairs
 from efficientllm.device import (
     Device,
     random_states,
@@ -110,7 +111,16 @@ class Train:
         """Raw totals over the last `units` steps."""
         last = self._counts[len(self._counts) - units :]
         keys = self._counts[0] if self._counts else {}
-        return {key: sum(counts[key] for counts in last) for key in keys}
+        total = {key: sum(counts[key] for counts in last) for key in keys}
+        return total | self._stated(total)
+
+    def _stated(self, total: dict[str, float]) -> dict[str, float]:
+        """Forward FLOPs that a user's own attention states; for whole rows only."""
+        length, rows = self._spec.sequence_length, total.get("samples")
+        cost = self._face.attention_cost(length, 0)
+        if cost is None or rows is None or total["pairs"] != rows * causal_pairs(length):
+            return {}
+        return {"attention_flops": rows * cost.flops}
 
     def compilations(self) -> int:
         return compiling.compilations()

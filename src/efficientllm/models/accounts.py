@@ -1,0 +1,123 @@
+"""Whether an attention keeps the accounts it states: bytes of its cache, FLOPs of its products.
+
+MFU and MBU divide what was stated by time, so a statement that is too high flatters. Stated
+are the FLOPs that the algorithm needs, causal pairs once; counted are those that were executed
+(torch's own counter, with attention written out), masked pairs included. So a statement may
+lie below what was counted, down to the projections alone, and never above; for a single token
+the two are equal.
+
+Our own attention states what `cost.py` says, which is held to the same counter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from efficientllm import cost
+from efficientllm.catalog.shape import Shape
+from efficientllm.models.contract import Cost, declared_cost
+from efficientllm.models.subject import LENGTH, Check, Subject, judged
+from efficientllm.parameters import parameters
+from efficientllm.record import Finding
+
+SLOTS = 192
+TOLERANCE = 0.05
+ELEMENT = 4
+"""Bytes of a value in float32, in which all this is done."""
+
+_UNSTATED = "no cost(new, seen): mfu, mbu and roofline_share stay null"
+
+
+class _Counted(NamedTuple):
+    """FLOPs that were executed: products with weights, and all others that could be seen."""
+
+    products: float
+    others: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.others
+
+
+def _stated(subject: Subject, new: int, seen: int) -> Cost | None:
+    if subject.shape.custom:
+        return declared_cost(subject.module, new, seen)
+    return _by_formula(subject.shape, new, seen)
+
+
+def _by_formula(shape: Shape, new: int, seen: int) -> Cost:
+    """The cost of one layer of ours: a whole row, or one token after some."""
+    one = shape.model_copy(update={"layers": 1})
+    layer, head = parameters(one).layers[0], shape.vocab * shape.hidden
+    whole = cost.decode_flops(one, 1, seen + 1) if seen else cost.prefill_flops(one, 1, new)
+    assert whole is not None
+    flops = whole - 2.0 * new * layer.feedforward - 2.0 * head
+    held = cost.cache_bytes(one, seen + new, ELEMENT)
+    return Cost(flops, held, cost.cache_read_bytes(one, seen + new, ELEMENT))
+
+
+def _cache_bytes(subject: Subject) -> Finding:
+    name = "cache bytes"
+    stated = _stated(subject, 1, SLOTS - 1)
+    made = sum(t.numel() * t.element_size() for t in subject.new_cache(1, SLOTS))
+    if stated is None:
+        seen = f"{made} bytes for {SLOTS} tokens; {_UNSTATED}"
+        return Finding(name=name, verdict="told", seen=seen)
+    numbers = f"{stated.cache_bytes:.0f} bytes stated for {SLOTS} tokens, {made} allocated"
+    wrong = abs(stated.cache_bytes - made) > TOLERANCE * made
+    advice = "cost().cache_bytes is what one layer holds for one sequence, in the weights' type"
+    return judged(name, numbers if wrong else "", numbers, advice)
+
+
+def _flops(subject: Subject) -> Finding:
+    name, seen, wrong, unseen = "FLOPs", [], False, False
+    for what, new, before in (("a token", 1, 0), ("a row", LENGTH, 0), ("decode", 1, SLOTS - 1)):
+        stated = _stated(subject, new, before)
+        if stated is None:
+            return Finding(name=name, verdict="told", seen=_UNSTATED)
+        counted = _executed(subject, new, before)
+        low = counted.total if what == "a token" else counted.products
+        above = stated.flops > (1 + TOLERANCE) * counted.total
+        unseen |= above and not counted.others
+        wrong |= stated.flops < (1 - TOLERANCE) * low or (above and counted.others > 0)
+        seen.append(f"{what} {stated.flops:.4g} stated, {counted.total:.4g} executed")
+    text = "; ".join(seen)
+    if unseen and not wrong:
+        text += "; a kernel of its own, whose products cannot be counted"
+        return Finding(name=name, verdict="told", seen=text)
+    advice = "cost().flops is one layer's forward pass, 2 a multiply-add, causal pairs once"
+    return judged(name, text if wrong else "", text, advice)
+
+
+@torch.no_grad()
+def _executed(subject: Subject, new: int, seen: int) -> _Counted:
+    """What torch's counter sees of a whole row, or of one token on a cache that is full."""
+    run: Callable[[], object]
+    if seen:
+        cache = subject.new_cache(1, seen + new)
+        positions = subject.positions(seen, seen + 1)
+        positions = positions._replace(slot=torch.tensor([seen], device=subject.device))
+        x = subject.inputs(1, rows=1)
+
+        def run() -> object:
+            return subject.module(x, positions, cache)
+    else:
+        x = subject.inputs(new, rows=1)
+
+        def run() -> object:
+            return subject.whole(x)
+
+    # Kernels of scaled-dot-product attention are not all known to the counter; its parts are.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    by_kernel = counter.get_flop_counts().get("Global", {})
+    products = sum(n for op, n in by_kernel.items() if str(op) in ("aten.mm", "aten.addmm"))
+    return _Counted(float(products), float(counter.get_total_flops() - products))
+
+
+CHECKS: dict[str, Check] = {"cache bytes": _cache_bytes, "FLOPs": _flops}

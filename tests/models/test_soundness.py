@@ -1,0 +1,185 @@
+"""Examining attention: ours pass, and every way to be wrong is found by the check for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from efficientllm.catalog.backbone import backbone_shape
+from efficientllm.models.own import load_module
+from efficientllm.models.soundness import examine
+from efficientllm.record import Finding
+from efficientllm.spec.architecture import Attention
+from efficientllm.spec.model import Backbone
+from tests import tiny
+from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
+
+CPU = torch.device("cpu")
+OURS = [
+    kind.model_fields["kind"].default
+    for kind in get_args(get_args(Attention)[0])
+    if kind.model_fields["kind"].default != "custom"
+]
+
+
+def findings(folder: Path, text: str, *, thorough: bool = False) -> dict[str, Finding]:
+    file, sha256 = written(folder, text)
+    mixer = load_module(file, "Mine", sha256).found
+    found = examine(tiny.shape(custom="Mine"), CPU, mixer, thorough=thorough)
+    return {finding.name: finding for finding in found}
+
+
+def failed(found: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in found.items() if finding.verdict == "failed"]
+
+
+def test_the_union_has_the_kinds_that_are_examined_here() -> None:
+    assert {"mha", "gqa", "mqa", "sliding", "mla", "nsa"} <= set(OURS)
+
+
+@pytest.mark.parametrize("position", ["rope", "none"])
+@pytest.mark.parametrize("kind", OURS)
+def test_every_attention_of_ours_passes(kind: str, position: str) -> None:
+    spec = {"preset": "tiny", "attention": kind, "position": position}
+    found = examine(backbone_shape(Backbone.model_validate(spec)), CPU, thorough=True)
+    assert [f for f in found if f.verdict == "failed"] == []
+    told = {f.name: f.seen for f in found if f.verdict == "told"}
+    assert told.keys() == {"positions", "compile"}, "the stated cost is checked, not only told"
+    assert ("uses" in told["positions"]) == (position == "rope")
+
+
+def test_a_users_attention_passes_the_same_checks(tmp_path: Path) -> None:
+    found = findings(tmp_path, SOUND, thorough=True)
+    assert failed(found) == []
+    assert found["FLOPs"].verdict == found["cache bytes"].verdict == "passed"
+    assert "196608" not in found["cache bytes"].seen
+    assert "98304 bytes stated for 192 tokens" in found["cache bytes"].seen  # 2 x 64 x 192 x 4
+
+
+@pytest.mark.parametrize(
+    ("text", "check", "seen"),
+    [
+        (LOOKS_AHEAD, "causality", "tokens from 1 on change outputs before them"),
+        (
+            spoiled(("(y.transpose", "((y - y.mean(2, True)).transpose")),
+            "causality",
+            "change outputs before them",
+        ),
+        (
+            spoiled(("k = cache[0].index_copy_(2, at, k)", "k = cache[0]")),
+            "cache",
+            "decode differs",
+        ),
+        (
+            spoiled((", : x.shape[1]].copy_(k)", ", : x.shape[1]].add_(k)")),
+            "cache",
+            "in a cache that was used before",
+        ),
+        (spoiled(("size = (batch, self.heads", "size = (self.heads, batch")), "cache", "rows come"),
+        (spoiled(("return tuple(", "return list(")), "cache", "gives a list, not a tuple"),
+        (spoiled(("def new_cache", "def other_cache")), "cache", "new_cache"),
+        (spoiled(("* self.scale", "")), "gradients", "no gradient for scale"),
+        (
+            spoiled(("y.transpose", "F.dropout(y, 0.5).transpose")),
+            "repeatable",
+            "gives another output",
+        ),
+        (spoiled(("(y.transpose", "((y + y.mean(0)).transpose")), "rows", "a row alone differs"),
+        (
+            spoiled(("<= at[:, None]", "<= at[:, None]\n        q = q.float()")),
+            "bfloat16",
+            "dtype",
+        ),
+        (spoiled(("8 * new", "16 * new")), "FLOPs", "stated"),
+        (spoiled(("8 * new", "4 * new")), "FLOPs", "stated"),
+        (spoiled(("4 * pairs", "40 * pairs")), "FLOPs", "decode"),
+        (spoiled(("Cost(flops, 2 *", "Cost(flops, 1 *")), "cache bytes", "49152 bytes stated"),
+        (spoiled(("Cost(flops,", "Cost(-flops,")), "FLOPs", "0 or more"),
+        (spoiled(("return Cost(", "return len(")), "FLOPs", "gives no Cost: TypeError"),
+    ],
+)
+def test_each_way_to_be_wrong_is_found(tmp_path: Path, text: str, check: str, seen: str) -> None:
+    found = findings(tmp_path, text)
+    assert check in failed(found), found
+    assert seen in found[check].seen
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (WRONG_SHAPE, "an input of [2, 1, 64] gives an output of [2, 1, 192]"),
+        (RAISES, "KeyError: 'no such head' (its line 28)"),
+        (spoiled(("def __init__(self, shape)", "def __init__(self)")), "TypeError"),
+        (spoiled(("return self.out(", "return x, self.out(")), "gives a tuple, not a tensor"),
+        (spoiled(("return self.out(", "return x.double() * self.out(")), "of torch.float64"),
+        (spoiled(("* self.scale", "/ 0.0 * self.scale")), "not all of the output is finite"),
+    ],
+)
+def test_what_gives_no_layer_is_examined_no_further(tmp_path: Path, text: str, seen: str) -> None:
+    found = findings(tmp_path, text)
+    assert failed(found) == list(found) == ["output"]
+    assert seen in found["output"].seen
+    assert found["output"].advice
+
+
+def test_a_backward_that_is_not_the_forwards_is_found_by_differences(tmp_path: Path) -> None:
+    wrong = (
+        "\n\nclass Doubled(torch.autograd.Function):\n"
+        "    @staticmethod\n    def forward(ctx, x):\n        return x.clone()\n\n"
+        "    @staticmethod\n    def backward(ctx, g):\n        return 2 * g\n"
+    )
+    text = spoiled(("(y.transpose", "(Doubled.apply(y).transpose")) + wrong
+    assert failed(findings(tmp_path, text)) == []
+    found = findings(tmp_path, text, thorough=True)
+    assert failed(found) == ["differences"]
+    assert "its input, qkv.weight" in found["differences"].seen
+
+
+def test_a_gradient_from_the_future_without_a_value_is_found(tmp_path: Path) -> None:
+    ahead = "((y + y.flip(2) - y.flip(2).detach()).transpose"
+    text = spoiled(("(y.transpose", ahead))
+    found = findings(tmp_path, text)
+    assert failed(found) == ["causality"]
+    assert found["causality"].seen == "output 0 has a gradient from later tokens"
+
+
+def test_a_window_is_seen_by_the_long_rows_only(tmp_path: Path) -> None:
+    forgets = spoiled(
+        ("<= at[:, None]", "<= at[:, None] if x.shape[1] < 99 else (at < 0)[:, None]")
+    )
+    assert failed(findings(tmp_path, forgets)) == []
+    assert "cache" in failed(findings(tmp_path, forgets, thorough=True))
+
+
+def test_without_a_cost_nothing_is_stated_and_nothing_fails(tmp_path: Path) -> None:
+    found = findings(tmp_path, spoiled(("def cost", "def price")))
+    assert failed(found) == []
+    assert found["FLOPs"].verdict == found["cache bytes"].verdict == "told"
+    assert "mfu, mbu and roofline_share stay null" in found["FLOPs"].seen
+
+
+def test_a_kernel_that_cannot_be_counted_is_told(tmp_path: Path) -> None:
+    text = spoiled(
+        ("F.scaled_dot_product_attention(q, k, v, attn_mask=seen)", "hidden(q, k, v, seen)")
+    )
+    text += (
+        "\n\n@torch.library.custom_op('own_modules::hidden', mutates_args=())\n"
+        "def hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor)"
+        " -> torch.Tensor:\n"
+        "    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)\n"
+        "\n\nhidden.register_autograd(lambda ctx, g: (g, g, g, None),"
+        " setup_context=lambda ctx, inputs, output: None)\n"
+    )
+    found = findings(tmp_path, text)
+    assert found["FLOPs"].verdict == "told"
+    assert "cannot be counted" in found["FLOPs"].seen
+
+
+def test_positions_that_are_not_used_are_told(tmp_path: Path) -> None:
+    text = spoiled(("q, k = rotate(q, positions), rotate(k, positions)\n", "\n"))
+    found = findings(tmp_path, text)
+    assert failed(found) == []
+    assert "does not use what position rope tells it" in found["positions"].seen
