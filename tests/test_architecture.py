@@ -22,6 +22,7 @@ CHILD_ONLY = {
     "worker",
     "interludes",
     "prepare",
+    "scoring",
     "describe",
     "measure",
     "steady",

@@ -14,8 +14,9 @@ from efficientllm.describe import build_facts
 from efficientllm.journal import Task
 from efficientllm.models.checkpoint import save_checkpoint
 from efficientllm.models.decoder import Decoder
-from efficientllm.prepare import Assembly, assemble, evaluate, work_for
+from efficientllm.prepare import Assembly, assemble, work_for
 from efficientllm.record import PointResult, Unsupported
+from efficientllm.scoring import evaluate
 from efficientllm.spec.case import Case
 from efficientllm.techniques.peft import merge_adapters
 from efficientllm.workloads.generate import Generate

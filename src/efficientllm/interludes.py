@@ -17,8 +17,9 @@ from typing import Any
 
 from efficientllm.device import free_cached, is_lost
 from efficientllm.journal import Journal, Task
-from efficientllm.prepare import Assembly, evaluate
+from efficientllm.prepare import Assembly
 from efficientllm.record import CurvePoint
+from efficientllm.scoring import evaluate
 from efficientllm.spec.workload import Training
 from efficientllm.workloads.snapshot import Unreadable, load, save
 from efficientllm.workloads.train import Train

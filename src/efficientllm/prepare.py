@@ -6,7 +6,6 @@ told in `resolved`.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.clock import sleep
-from efficientllm.device import Device, every_attention, leave_attention_open, pin_attention
+from efficientllm.device import Device, leave_attention_open, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.admission import admit
 from efficientllm.models.attend import kernel
@@ -25,8 +24,7 @@ from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
 from efficientllm.parameters import parameters
-from efficientllm.record import Scores
-from efficientllm.spec.case import Case, Point, Quality
+from efficientllm.spec.case import Case, Point
 from efficientllm.spec.technique import Cast, Lora, Techniques
 from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training
 from efficientllm.techniques import apply
@@ -38,10 +36,9 @@ from efficientllm.workloads.batches import Batches, Packed, Stream, prompts
 from efficientllm.workloads.generate import Generate as GenerateWork
 from efficientllm.workloads.loss import resolve as resolve_loss
 from efficientllm.workloads.probe import Probe as ProbeWork
-from efficientllm.workloads.quality import score
 from efficientllm.workloads.selection import training_text
 from efficientllm.workloads.text import Corpus, read_corpus
-from efficientllm.workloads.train import Train, autocast
+from efficientllm.workloads.train import Train
 from efficientllm.workloads.vocabulary import Vocabulary, vocabulary_of
 
 UNBUDGETED_BATCHES = 64
@@ -262,46 +259,3 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     return GenerateWork(
         assembly.face, tokens, spec, point, device, compile_model=how == "model", graph=graph
     )
-
-
-def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
-    """Held-out scores, or why there are none."""
-    case, build = assembly.case, assembly.build
-    quality, spec = case.quality, case.workload
-    if build is None or quality is None or isinstance(spec, Probe):
-        return None, "not asked for"
-    if isinstance(spec, Training) and spec.budget_steps is None:
-        return None, "NOT_TRAINED: the case declares no steps or tokens"
-    if not isinstance(spec, Pretrain) and case.random_weights:
-        return None, "random weights: cost only"
-    assert assembly.vocabulary is not None
-    if assembly.heldout is None:
-        assembly.heldout = read_corpus(quality.data or spec.data, "heldout")
-    longest = getattr(spec, "sequence_length", 2048)
-    length = quality.sequence_length or min(longest, 2048)
-    if isinstance(spec, Generate) and build.shape is not None:
-        length = quality.sequence_length or min(2048, build.shape.max_positions)
-    training = build.model.training
-    build.model.eval()
-    try:
-        return _score(assembly, spec, quality, length), ""
-    finally:
-        build.model.train(training)
-
-
-def _score(assembly: Assembly, spec: Training | Generate, quality: Quality, length: int) -> Scores:
-    assert assembly.heldout is not None
-    assert assembly.vocabulary is not None
-    with compiling.eagerly(), every_attention(), _compute(spec, assembly.device):
-        return score(
-            assembly.face,
-            assembly.heldout,
-            assembly.vocabulary,
-            max_bytes=quality.max_bytes,
-            length=length,
-            device=assembly.device,
-        )
-
-
-def _compute(spec: Training | Generate, device: Device) -> AbstractContextManager[object]:
-    return autocast(spec.precision, device) if isinstance(spec, Training) else nullcontext()

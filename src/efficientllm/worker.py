@@ -31,8 +31,9 @@ from efficientllm.journal import Journal, Task
 from efficientllm.lifeline import die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
 from efficientllm.models.checkpoint import disk_bytes, save_checkpoint
-from efficientllm.prepare import Assembly, assemble, evaluate, work_for
+from efficientllm.prepare import Assembly, assemble, work_for
 from efficientllm.record import Outcome, PointResult, Scores, Unsupported
+from efficientllm.scoring import evaluate
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.protocol import Protocol as MeasuringProtocol
 from efficientllm.techniques.peft import merge_adapters

@@ -276,8 +276,7 @@ def _detail(row: Row) -> Detail:
         *sorted((f"version of {k}", v) for k, v in record.software.items()),
         *sorted((f"note on {k}", v) for k, v in record.notes.items()),
     ]
-    build = record.build
-    if build is not None:
+    if (build := record.build) is not None:
         for reach in build.reach:
             share = reach.parameters / build.total_params
             facts.append((f"reach of {reach.technique}", f"{share:.1%} of the parameters"))
