@@ -103,10 +103,12 @@ def packed(device: torch.device, dtype: torch.dtype) -> Check:
     return Check(fast, reference, row, f"{shape}, one row, {len(lengths)} documents")
 
 
-def flex(device: torch.device, dtype: torch.dtype, *, adds: str = "", window: int = 0) -> Check:
+def flex(
+    device: torch.device, dtype: torch.dtype, *, adds: str = "", window: int = 0, d: int = 128
+) -> Check:
     """FlexAttention with a window, slopes (ALiBi) or learned biases (T5), compiled."""
     _only_on_gpu(device)
-    inputs, shape = _heads(device, dtype, kv=12 if adds else 2)
+    inputs, shape = _heads(device, dtype, kv=12 if adds else 2, d=d)
     if adds == "bias":
         inputs |= draw(device, torch.float32, bias=(12, 129))
     if adds == "slopes":
@@ -119,7 +121,7 @@ def flex(device: torch.device, dtype: torch.dtype, *, adds: str = "", window: in
     return Check(compiled(fast), reference, inputs, f"{shape}, window {window or 'none'}")
 
 
-def sparse(device: torch.device, dtype: torch.dtype) -> Check:
+def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     """NSA's two branches, side by side, on rows so short that every block is selected.
 
     Which blocks are chosen near a tie is no question of a gradient.
@@ -128,7 +130,7 @@ def sparse(device: torch.device, dtype: torch.dtype) -> Check:
     _only_on_gpu(device)
     if why := obstacle(16, 1, sizes):
         raise Unsupported(why)
-    inputs = draw(device, dtype, q=(2, 16, 512, 128), k=(2, 1, 512, 128), v=(2, 1, 512, 128))
+    inputs = draw(device, dtype, q=(2, 16, 512, d), k=(2, 1, 512, d), v=(2, 1, 512, d))
 
     def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         means = block_means(k, sizes), block_means(v, sizes)
@@ -137,7 +139,7 @@ def sparse(device: torch.device, dtype: torch.dtype) -> Check:
     def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.cat(sparse_reference(q, k, v, sizes))
 
-    return Check(fast, reference, inputs, "2 x 512, heads 16/1, D 128, block 32")
+    return Check(fast, reference, inputs, f"2 x 512, heads 16/1, D {d}, block 32")
 
 
 def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:
@@ -168,14 +170,19 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "sdpa cudnn, D 64": partial(sdpa, by=CUDNN, d=64),
     "sdpa cudnn, D 128": partial(sdpa, by=CUDNN, d=128),
     "sdpa cudnn, latent": partial(sdpa, by=CUDNN, kv=12, d=192, dv=128),
+    "sdpa cudnn, latent, small": partial(sdpa, by=CUDNN, kv=12, d=96, dv=64),
     "sdpa flash, D 64": partial(sdpa, by=FLASH, d=64),
     "sdpa flash, D 128": partial(sdpa, by=FLASH, d=128),
     "packed documents": packed,
     "flex, window": partial(flex, window=512),
+    "flex, window, D 64": partial(flex, window=512, d=64),
     "flex, slopes": partial(flex, adds="slopes"),
     "flex, slopes, window": partial(flex, adds="slopes", window=512),
     "flex, bias": partial(flex, adds="bias"),
+    "flex, bias, D 64": partial(flex, adds="bias", d=64),
+    "flex, bias, D 32": partial(flex, adds="bias", d=32),
     "nsa": sparse,
+    "nsa, D 64": partial(sparse, d=64),
     "loss, chunked": partial(sliced, kind="chunked"),
     "loss, liger": partial(sliced, kind="liger"),
 }
