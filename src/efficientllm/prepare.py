@@ -19,6 +19,7 @@ from efficientllm.device import Device, leave_attention_open, pin_attention
 from efficientllm.journal import Task
 from efficientllm.models.admission import admit
 from efficientllm.models.attend import kernel
+from efficientllm.models.attend_cached import decoding_of
 from efficientllm.models.checkpoint import build_model
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
@@ -248,6 +249,8 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
         assembly.resolved["inductor"] = options
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
+    if build.shape is not None and _ours(build):
+        assembly.resolved["decode_attention"] = decoding_of(build.shape, device.torch, dtype)
     assembly.resolved |= {
         "attention": attention,
         "compile": how,

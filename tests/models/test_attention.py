@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from efficientllm.models.attend import attend, attend_cache
+from efficientllm.models.attend import attend
+from efficientllm.models.attend_cached import attend_cache
 from efficientllm.models.encoding import Rotary
 from efficientllm.models.position import Documents, Positions, rotate
 

@@ -1,16 +1,16 @@
-"""Attention itself: which kernel runs, by what is asked. Only these calls are allowed:
+"""Attention of whole rows: which kernel runs, by what is asked. Only these calls are allowed:
 
-* whole rows of equal length (training, scoring, prefill): `is_causal`, no mask. A dense
+* rows of equal length (training, scoring, prefill): `is_causal`, no mask. A dense
   mask differentiated through cuDNN gives NaN gradients at some lengths
   (pytorch#196678).
 * windows and biases: FlexAttention on CUDA; elsewhere a masked reference, because
   FlexAttention has no backward pass on a CPU. A window that holds the whole row is none.
 * packed documents: variable-length attention on CUDA; elsewhere one call a document.
-* one new token against a static cache: a product against every slot with a length mask,
-  without gradients. `is_causal` with one query would see the first key only.
 
-Legend: B batch, T new positions, S cache slots, H query heads, K key/value heads, D head
-size, E size of a value (D, but for latent attention).
+One new token against a static cache is another matter: `attend_cached.py`.
+
+Legend: B batch, T new positions, H query heads, K key/value heads, D head size, E size of a
+value (D, but for latent attention).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from torch.nn.attention.varlen import varlen_attn
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.models import sparse_kernels
-from efficientllm.models.position import Documents, Positions, distances
+from efficientllm.models.attend_cached import with_distance
+from efficientllm.models.position import Documents, Positions
 from efficientllm.record import Unsupported
 
 # Before torch 2.12 the variable-length kernel takes grouped heads without being asked to.
@@ -54,12 +55,6 @@ SMALL_TILES = {
     "bwd_BLOCK_N2": 32,
 }
 """For scores that look something up: what is looked up lies in shared memory too."""
-
-FEW_PRODUCTS = 32
-"""Below so many (sequence, head) products a sum over a long cache is split (`_weighted`)."""
-
-STRETCH = 2048
-"""Slots at most that one part of a split sum runs over."""
 
 _NOWHERE = Positions()
 
@@ -116,18 +111,8 @@ def attend_masked(
     back = index[:, None] - index[None, :]
     seen = back >= 0 if window is None else (back >= 0) & (back < window)
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    scores = _with_distance(scores, back.clamp(min=0), positions)
+    scores = with_distance(scores, back.clamp(min=0), positions)
     return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1).to(v.dtype) @ v
-
-
-def _with_distance(scores: Tensor, back: Tensor, positions: Positions) -> Tensor:
-    """Scores [B, H, ...] with what depends on distance; `back` is [...]."""
-    ones = (1,) * back.ndim
-    if positions.bias is not None:
-        scores = scores + positions.bias[:, back.clamp(max=positions.bias.shape[1] - 1)]
-    if positions.slopes is not None:
-        scores = scores - positions.slopes.view(-1, *ones) * back
-    return scores
 
 
 def _attend_flex(
@@ -241,45 +226,3 @@ def _attend_packed_cuda(
     out = varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)
     assert isinstance(out, Tensor)
     return out.transpose(0, 1).unsqueeze(0)
-
-
-def attend_cache(q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
-    """One new query a row against a ring of slots that holds positions up to its own.
-
-    q [B, H, 1, D], k [B, K, S, D], v [B, K, S, E] -> [B, H, 1, E]. Written as two products
-    per key/value head, so that grouped heads read their shared cache once; softmax in
-    float32.
-    """
-    assert positions.slot is not None
-    batch, heads, _, dim = q.shape
-    kv_heads, slots = k.shape[1], k.shape[2]
-    back, filled = distances(positions.slot, slots)
-    grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
-    scores = (grouped @ k.transpose(-1, -2)).float() * dim**-0.5
-    if positions.biased:
-        flat = _with_distance(scores.view(batch, heads, slots), back, positions)
-        scores = flat.view(scores.shape)
-    weights = scores.masked_fill(~filled, float("-inf")).softmax(dim=-1)
-    return _weighted(weights.to(v.dtype), v).reshape(batch, heads, 1, v.shape[-1])
-
-
-def _weighted(weights: Tensor, v: Tensor) -> Tensor:
-    """Sum of the values [B, K, S, E] by weights [B, K, G, S]: [B, K, G, E].
-
-    The sum runs over the slots, so a product for each of few sequences and heads leaves most
-    of a GPU idle: then stretches of slots are summed side by side. On an H100, one sequence,
-    4 heads of 128, 65,536 slots: 122 to 70 microseconds; with many sequences it only costs.
-    """
-    batch, kv_heads, groups, slots = weights.shape
-    stretch = _stretch(slots) if batch * kv_heads < FEW_PRODUCTS else slots
-    if stretch == slots:
-        return weights @ v
-    parts = slots // stretch
-    apart = weights.view(batch, kv_heads, groups, parts, stretch).transpose(2, 3)
-    return (apart @ v.unflatten(2, (parts, stretch))).float().sum(2).to(v.dtype)
-
-
-def _stretch(slots: int) -> int:
-    """The largest divisor of a number of slots that is at most STRETCH; all where none is near."""
-    best = max(n for n in range(1, STRETCH + 1) if slots % n == 0)
-    return best if best >= STRETCH // 8 else slots

@@ -11,7 +11,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from efficientllm.models.attend import attend, attend_cache
+from efficientllm.models.attend import attend
+from efficientllm.models.attend_cached import attend_cache
 from efficientllm.models.position import Positions, rotate
 
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from efficientllm.catalog.shape import Latent
-from efficientllm.models.attend import attend, attend_cache
+from efficientllm.models.attend import attend
+from efficientllm.models.attend_cached import attend_latents
 from efficientllm.models.position import Positions, rotate
 
 
@@ -95,11 +96,6 @@ class LatentAttention(nn.Module):
         key = rotate(key.unsqueeze(1), positions)
         return nope, rotate(rope, positions), self.kv_a_layernorm(latent), key
 
-    def _queries(self, x: Tensor) -> Tensor:
-        if self.sizes.q_rank:
-            return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        return self.q_proj(x)
-
     def _written_out(
         self, nope: Tensor, rope: Tensor, latent: Tensor, key: Tensor, positions: Positions
     ) -> Tensor:
@@ -119,8 +115,6 @@ class LatentAttention(nn.Module):
         weight = self.kv_b_proj.weight.view(self.heads, -1, sizes.kv_rank)
         to_keys, to_values = weight.split((sizes.qk_nope_dim, sizes.v_dim), dim=1)
         q = torch.cat((torch.einsum("bhtn,hnl->bhtl", nope, to_keys), rope), dim=-1)
-        # attend_cache divides by the root of what it multiplies; scores want the head's own.
-        q = q * (q.shape[-1] / self.qk_dim) ** 0.5
-        out = attend_cache(q, latent, latent[..., : sizes.kv_rank], positions)
+        out = attend_latents(q, latent, sizes.kv_rank, positions, self.qk_dim**-0.5)
         out = torch.einsum("bhtl,hvl->bhtv", out, to_values)
         return self.o_proj(out.transpose(1, 2).flatten(2))

@@ -1,0 +1,165 @@
+"""Attention of one new token a sequence over a static cache.
+
+Two ways to the same numbers. *Two products* per key/value head with a softmax between them:
+plain PyTorch, any device and type, and the reference in the tests. *Split* on a GPU in half
+precision: one pass over the cache (`split_kernel.py`), because decoding is bound by what it
+reads, and the products read scores, and latents, more than once. A mask by length, never
+`is_causal`: with one query that would see the first key only.
+
+Legend: B batch, H query heads, K key/value heads, G = H / K, S cache slots, D head size, E
+size of a value (D, but for latent attention), P parts of the slots.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from efficientllm.catalog.shape import Shape
+from efficientllm.models.position import Positions, distances
+
+PRODUCTS, SPLIT, CHOSEN = "two products", "split", "chosen blocks"
+"""What the record calls the two ways, and native sparse attention's own."""
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+
+PROGRAMS = 264
+"""Programs that the split aims at: two for each multiprocessor of an H100."""
+
+LEAST_CHUNK = 128
+"""Slots of a part at least: what a part writes down must stay small beside what it reads."""
+
+MOST_MIXED = 16_384
+"""Numbers that one program can mix at once: heads of a group (16 at least) times a value."""
+
+
+def attend_cache(
+    q: Tensor, k: Tensor, v: Tensor, positions: Positions, scale: float | None = None
+) -> Tensor:
+    """One new query a row against a ring of slots that holds positions up to its own.
+
+    q [B, H, 1, D], k [B, K, S, D], v [B, K, S, E] -> [B, H, 1, E]. Scores are products times
+    `scale`, by default 1 / sqrt(D), and the biases of `positions`; softmax in float32.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if decoding(q.device, q.dtype, q.shape[1] // k.shape[1], k.shape[-1], v.shape[-1]) == SPLIT:
+        return _attend_split(q, k, v, positions, v.shape[-1], scale)
+    return attend_products(q, k, v, positions, scale)
+
+
+def attend_latents(
+    q: Tensor, latent: Tensor, rank: int, positions: Positions, scale: float
+) -> Tensor:
+    """The same over latents [B, 1, S, D], whose first `rank` numbers are the values."""
+    group, rest = q.shape[1], latent.shape[-1] - rank
+    if decoding(q.device, q.dtype, group, rank, rank, rest) == SPLIT:
+        return _attend_split(q, latent, None, positions, rank, scale)
+    return attend_products(q, latent, latent[..., :rank], positions, scale)
+
+
+def decoding(
+    device: torch.device, dtype: torch.dtype, group: int, key: int, value: int, rest: int = 0
+) -> str:
+    """Which of the two ways sizes are decoded by: G, D and E; `rest` of D beyond the values."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    powers = all(n & (n - 1) == 0 for n in (key, value, rest))
+    sized = min(key, value) >= 16 and rest in (0, *range(16, 257))
+    rows = max(16, 1 << (group - 1).bit_length())
+    fits = powers and sized and rows * value <= MOST_MIXED
+    return SPLIT if device.type == "cuda" and INSTALLED and half and fits else PRODUCTS
+
+
+def decoding_of(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
+    """What the record calls the attention of one new token; a user's own by its name."""
+    if shape.custom:
+        return shape.custom
+    if shape.sparse is not None:
+        return CHOSEN
+    if shape.latent is not None:
+        sizes = shape.latent
+        rank, rest = sizes.kv_rank, sizes.qk_rope_dim
+        return decoding(device, dtype, shape.heads, rank, rank, rest)
+    group = shape.heads // shape.kv_heads
+    return decoding(device, dtype, group, shape.head_dim, shape.head_dim)
+
+
+def attend_products(q: Tensor, k: Tensor, v: Tensor, positions: Positions, scale: float) -> Tensor:
+    """By two products per key/value head, so that grouped heads read their shared cache once."""
+    assert positions.slot is not None
+    batch, heads, _, dim = q.shape
+    kv_heads, slots = k.shape[1], k.shape[2]
+    back, filled = distances(positions.slot, slots)
+    grouped = q.reshape(batch, kv_heads, heads // kv_heads, dim)
+    scores = (grouped @ k.transpose(-1, -2)).float() * scale
+    if positions.biased:
+        flat = with_distance(scores.view(batch, heads, slots), back, positions)
+        scores = flat.view(scores.shape)
+    weights = scores.masked_fill(~filled, float("-inf")).softmax(dim=-1)
+    return (weights.to(v.dtype) @ v).reshape(batch, heads, 1, v.shape[-1])
+
+
+def with_distance(scores: Tensor, back: Tensor, positions: Positions) -> Tensor:
+    """Scores [B, H, ...] with what depends on distance; `back` is [...]."""
+    ones = (1,) * back.ndim
+    if positions.bias is not None:
+        scores = scores + positions.bias[:, back.clamp(max=positions.bias.shape[1] - 1)]
+    if positions.slopes is not None:
+        scores = scores - positions.slopes.view(-1, *ones) * back
+    return scores
+
+
+def _attend_split(
+    q: Tensor, k: Tensor, v: Tensor | None, positions: Positions, width: int, scale: float
+) -> Tensor:
+    assert positions.slot is not None
+    batch, heads = q.shape[:2]
+    grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], q.shape[-1])
+    chunk = chunk_of(batch * k.shape[1], k.shape[2])
+    out, lse = _parts(
+        grouped, k, v, positions.slot, positions.bias, positions.slopes, chunk, width, scale
+    )
+    share = lse.softmax(dim=2).unsqueeze(-1)
+    return (out * share).sum(2).to(q.dtype).reshape(batch, heads, 1, width)
+
+
+def chunk_of(pairs: int, slots: int) -> int:
+    """Slots of a part, for so many (sequence, key/value head) pairs; a multiple of LEAST_CHUNK."""
+    parts = max(1, PROGRAMS // pairs)
+    return -(-slots // (parts * LEAST_CHUNK)) * LEAST_CHUNK
+
+
+@torch.library.custom_op("efficientllm::attend_parts", mutates_args=())
+def _parts(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    slot: Tensor,
+    bias: Tensor | None,
+    slopes: Tensor | None,
+    chunk: int,
+    width: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """An operator of its own: a compiled layer stays one graph around it."""
+    from efficientllm.models.split_kernel import attend_parts
+
+    return attend_parts(q, k, v, slot, bias, slopes, chunk, width, scale)
+
+
+@_parts.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    slot: Tensor,
+    bias: Tensor | None,
+    slopes: Tensor | None,
+    chunk: int,
+    width: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    size = (q.shape[0], q.shape[1], -(-k.shape[2] // chunk), q.shape[2])
+    out = q.new_empty((*size, width), dtype=torch.float32)
+    return out, q.new_empty(size, dtype=torch.float32)

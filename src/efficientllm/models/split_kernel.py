@@ -1,0 +1,159 @@
+"""Split decoding on a GPU: one new token reads its whole cache once, in parts side by side.
+
+One query a sequence gives a GPU too little to do: a program for each (sequence, key/value
+head) leaves most of it idle unless the batch is large. So the slots are divided as well, each
+part keeps its own softmax, and the parts are put together by their log-sum-exps
+(FlashDecoding; Dao, Haziza, Massa, Sizov 2023). Grouped heads share what is read, and where
+the values are the first numbers of the keys (latents), those are read once for both.
+
+In Triton, because two products and a softmax read scores back and forth, and read latents
+twice. Imported only where Triton is; `attend_cached.py` decides when it runs.
+
+Legend: B sequences, K key/value heads, G query heads for each, S slots, D width of a key, E
+of a value, P parts.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from efficientllm.device import shared_memory
+
+LEAST_ROWS = 16
+"""Rows of the smallest product that tensor cores take: groups are padded to it."""
+
+BLOCK, WARPS, MOST_STAGES = 64, 8, 3
+"""Slots at once, and how many of them are on their way: the fastest of 15 settings on an H100."""
+
+
+def attend_parts(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    slot: Tensor,
+    bias: Tensor | None,
+    slopes: Tensor | None,
+    chunk: int,
+    width: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Each part's attention [B, K, P, G, E] and log-sum-exp [B, K, P, G], both float32.
+
+    q [B, K, G, D], k [B, K, S, D], v [B, K, S, E] or None: then values are the first `width`
+    numbers of the keys. A part is `chunk` slots; the log-sum-exp of one without any filled
+    slot is minus infinity.
+    """
+    batch, kv_heads, group, size = q.shape
+    slots, parts = k.shape[2], -(-k.shape[2] // chunk)
+    out = torch.empty((batch, kv_heads, parts, group, width), device=q.device, dtype=torch.float32)
+    lse = torch.empty((batch, kv_heads, parts, group), device=q.device, dtype=torch.float32)
+    rows = max(LEAST_ROWS, triton.next_power_of_2(group))
+    main = width if v is None else size
+    read = 2 * BLOCK * (size if v is None else size + width)
+    _part[(batch * kv_heads, parts)](
+        *(q.contiguous(), k, v, slot, bias, slopes, out, lse),
+        *(k.stride()[:3], (k if v is None else v).stride()[:3]),
+        *(slots, parts, 0 if bias is None else bias.shape[-1], scale),
+        kv_heads=kv_heads,
+        group=group,
+        rows=rows,
+        chunk=chunk,
+        block=BLOCK,
+        main=main,
+        rest=size - main,
+        width=width,
+        num_warps=WARPS,
+        num_stages=max(1, min(MOST_STAGES, shared_memory(q.device) // read)),
+    )
+    return out, lse
+
+
+@triton.jit
+def _part(
+    q,
+    k,
+    v,
+    slot,
+    bias,
+    slopes,
+    out,
+    lse,
+    k_strides,
+    v_strides,
+    slots,
+    parts,
+    distances,
+    scale,
+    kv_heads: tl.constexpr,
+    group: tl.constexpr,
+    rows: tl.constexpr,
+    chunk: tl.constexpr,
+    block: tl.constexpr,
+    main: tl.constexpr,
+    rest: tl.constexpr,
+    width: tl.constexpr,
+):
+    """One part of one (sequence, key/value head); see `attend_parts`."""
+    which, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.arange(0, rows)
+    real, head = row < group, which % kv_heads * group + row
+    q += (which * group + row[:, None]) * (main + rest)
+    query = _rows(q, real, main)
+    turned = _rows(q + main, real, rest) if rest else 0
+    k += which // kv_heads * k_strides[0] + which % kv_heads * k_strides[1]
+    if v is not None:
+        v += which // kv_heads * v_strides[0] + which % kv_heads * v_strides[1]
+    # A ring is filled from its start, and wholly once it has gone round.
+    at = tl.load(slot).to(tl.int32)
+    last = tl.minimum(tl.minimum(at + 1, slots), (part + 1) * chunk)
+    most = tl.full((rows,), float("-inf"), tl.float32)
+    total = tl.zeros((rows,), tl.float32)
+    mixed = tl.zeros((rows, width), tl.float32)
+    for start in range(part * chunk, last, block):
+        index = start + tl.arange(0, block)
+        seen, back = index < last, tl.maximum(at - index, 0) % slots
+        keys = _rows(k + index[:, None].to(tl.int64) * k_strides[2], seen, main)
+        scores = tl.dot(query, tl.trans(keys))
+        if rest:
+            ends = k + main + index[:, None].to(tl.int64) * k_strides[2]
+            scores += tl.dot(turned, tl.trans(_rows(ends, seen, rest)))
+        scores = _distant(scores * scale, back, bias, slopes, head, real, distances)
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        values = keys
+        if v is not None:
+            values = _rows(v + index[:, None].to(tl.int64) * v_strides[2], seen, width)
+        most, total, mixed = _mix(scores, values, most, total, mixed)
+    line = (which * parts + part) * group + row
+    place = line[:, None] * width + tl.arange(0, width)[None, :]
+    tl.store(out + place, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=real[:, None])
+    tl.store(lse + line, most + tl.log(total), mask=real)
+
+
+@triton.jit
+def _rows(start, wanted, width: tl.constexpr):
+    """As many numbers as `width` from each start [n, 1]; zeros in rows that are not wanted."""
+    return tl.load(start + tl.arange(0, width)[None, :], mask=wanted[:, None], other=0.0)
+
+
+@triton.jit
+def _distant(scores, back, bias, slopes, head, real, distances):
+    """Scores [rows, block] with what depends on the distance `back` [block]."""
+    if bias is not None:
+        near = head[:, None] * distances + tl.minimum(back, distances - 1)[None, :]
+        scores += tl.load(bias + near, mask=real[:, None], other=0.0).to(tl.float32)
+    if slopes is not None:
+        slope = tl.load(slopes + head, mask=real, other=0.0).to(tl.float32)
+        scores -= slope[:, None] * back[None, :].to(tl.float32)
+    return scores
+
+
+@triton.jit
+def _mix(scores, values, most, total, mixed):
+    """A softmax that goes on: largest score, sum of weights, mixed values, each a row's."""
+    higher = tl.maximum(most, tl.max(scores, 1))
+    weights, faded = tl.exp(scores - higher[:, None]), tl.exp(most - higher)
+    mixed = mixed * faded[:, None] + tl.dot(weights.to(values.dtype), values)
+    return higher, total * faded + tl.sum(weights, 1), mixed

@@ -1,0 +1,158 @@
+"""Decoding over a cache in parts: put together, and by the kernel where there is a GPU."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from efficientllm.models import attend_cached
+from efficientllm.models.attend_cached import (
+    PRODUCTS,
+    SPLIT,
+    attend_cache,
+    attend_latents,
+    attend_products,
+    chunk_of,
+    decoding,
+)
+from efficientllm.models.position import Positions
+
+CUDA = torch.device("cuda")
+BF16 = torch.bfloat16
+
+
+def parts_by_hand(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    slot: Tensor,
+    bias: Tensor | None,
+    slopes: Tensor | None,
+    chunk: int,
+    width: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """What the kernel is to give, one query and one part at a time."""
+    batch, kv_heads, group, _ = q.shape
+    slots, at = k.shape[2], int(slot)
+    parts = -(-slots // chunk)
+    out = torch.zeros(batch, kv_heads, parts, group, width)
+    lse = torch.full((batch, kv_heads, parts, group), -math.inf)
+    for part in range(parts):
+        seen = [j for j in range(part * chunk, min(slots, (part + 1) * chunk)) if j <= at]
+        if not seen:
+            continue
+        keys = k[:, :, seen]
+        scores = torch.einsum("bkgd,bkjd->bkgj", q, keys) * scale
+        back = torch.tensor([(at - j) % slots for j in seen])
+        if bias is not None:
+            scores += bias.view(kv_heads, group, -1)[:, :, back.clamp(max=bias.shape[1] - 1)]
+        if slopes is not None:
+            scores -= slopes.view(kv_heads, group, 1) * back
+        values = keys[..., :width] if v is None else v[:, :, seen]
+        out[:, :, part] = torch.einsum("bkgj,bkje->bkge", scores.softmax(-1), values)
+        lse[:, :, part] = scores.logsumexp(-1)
+    return out, lse
+
+
+def drawn(*size: int, seed: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small caches go in parts of 4 slots, by the formula above instead of the kernel."""
+    monkeypatch.setattr(attend_cached, "decoding", lambda *_: SPLIT)
+    monkeypatch.setattr(attend_cached, "LEAST_CHUNK", 4)
+    monkeypatch.setattr(attend_cached, "_parts", parts_by_hand)
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("at", [0, 3, 6, 18, 47], ids=lambda at: f"position {at}")
+@pytest.mark.parametrize("adds", ["", "bias", "slopes"])
+def test_parts_put_together_are_the_whole(at: int, adds: str) -> None:
+    """Also where parts are still empty, and in a ring that has gone round."""
+    q, k, v = drawn(2, 6, 1, 8, seed=0), drawn(2, 2, 19, 8, seed=1), drawn(2, 2, 19, 8, seed=2)
+    positions = Positions(
+        slot=torch.tensor([at]),
+        bias=drawn(6, 5, seed=3) if adds == "bias" else None,
+        slopes=drawn(6, seed=4).abs() if adds == "slopes" else None,
+    )
+    expected = attend_products(q, k, v, positions, 0.3)
+    torch.testing.assert_close(attend_cache(q, k, v, positions, 0.3), expected)
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_latents_are_keys_and_values_at_once() -> None:
+    q, latent = drawn(2, 6, 1, 12, seed=0), drawn(2, 1, 19, 12, seed=1)
+    positions = Positions(slot=torch.tensor([9]))
+    expected = attend_products(q, latent, latent[..., :8], positions, 0.3)
+    torch.testing.assert_close(attend_latents(q, latent, 8, positions, 0.3), expected)
+
+
+def test_sizes_that_the_kernel_does_not_take_go_by_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attend_cached, "INSTALLED", True)
+    assert decoding(CUDA, BF16, 4, 128, 128) == SPLIT
+    assert decoding(CUDA, BF16, 16, 512, 512, 64) == SPLIT
+    assert decoding(CUDA, torch.float32, 4, 128, 128) == PRODUCTS
+    assert decoding(torch.device("cpu"), BF16, 4, 128, 128) == PRODUCTS
+    assert decoding(CUDA, BF16, 4, 80, 80) == PRODUCTS
+    assert decoding(CUDA, BF16, 128, 512, 512, 64) == PRODUCTS, "too much for one program"
+    monkeypatch.setattr(attend_cached, "INSTALLED", False)
+    assert decoding(CUDA, BF16, 4, 128, 128) == PRODUCTS
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 8, 512, 4096])
+@pytest.mark.parametrize("slots", [64, 1152, 65_664])
+def test_parts_are_enough_to_fill_a_card_and_no_more(pairs: int, slots: int) -> None:
+    chunk = chunk_of(pairs, slots)
+    parts = -(-slots // chunk)
+    assert chunk % attend_cached.LEAST_CHUNK == 0
+    assert pairs * parts <= max(attend_cached.PROGRAMS, pairs)
+    assert parts * chunk < slots + chunk
+
+
+def test_the_operator_says_the_shapes_of_what_it_gives() -> None:
+    with FakeTensorMode():
+        q, k = torch.empty(2, 4, 8, 64, dtype=BF16), torch.empty(2, 4, 300, 64, dtype=BF16)
+        out, lse = attend_cached._parts(
+            q, k, k, torch.zeros(1, dtype=torch.long), None, None, 128, 64, 0.1
+        )
+    assert out.shape == (2, 4, 3, 8, 64)
+    assert lse.shape == (2, 4, 3, 8)
+    assert out.dtype == lse.dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+@pytest.mark.parametrize("adds", ["", "bias", "slopes"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(16, 16), (16, 4), (16, 1)])
+def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: str) -> None:
+    q, k, v = (
+        drawn(3, n, s, 64, seed=n + s).to(CUDA, BF16)
+        for n, s in ((heads, 1), (kv_heads, 900), (kv_heads, 900))
+    )
+    for at in (0, 127, 128, 899, 2000):
+        positions = Positions(
+            slot=torch.tensor([at], device=CUDA),
+            bias=drawn(heads, 33, seed=3).to(CUDA) if adds == "bias" else None,
+            slopes=drawn(heads, seed=4).abs().to(CUDA) if adds == "slopes" else None,
+        )
+        exact = attend_products(q.float(), k.float(), v.float(), positions, 0.125)
+        error = attend_cache(q, k, v, positions).float() - exact
+        assert error.norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+def test_the_kernel_reads_latents_once_for_keys_and_values() -> None:
+    q, latent = drawn(3, 16, 1, 288, seed=0).to(CUDA, BF16), drawn(3, 1, 900, 288, seed=1)
+    latent, positions = latent.to(CUDA, BF16), Positions(slot=torch.tensor([700], device=CUDA))
+    low = latent.float()
+    exact = attend_products(q.float(), low, low[..., :256], positions, 0.06)
+    error = attend_latents(q, latent, 256, positions, 0.06).float() - exact
+    assert error.norm() < 0.01 * exact.norm()
