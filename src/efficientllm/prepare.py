@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from efficientllm.catalog.shape import Shape
@@ -24,6 +25,7 @@ from efficientllm.models.checkpoint import build_model
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
+from efficientllm.models.vector import take_vectors
 from efficientllm.parameters import parameters
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.technique import Cast, Lora, Techniques
@@ -242,11 +244,9 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     dtype = build.model.get_input_embeddings().weight.dtype
     attention = _pinned(build, spec.attention, device, dtype, point.context)
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
-    options = compiling.decode_options(point.batch)
+    options = _one_row(assembly, how) if point.batch == 1 and how != "none" else None
     if how == "layer":
         compiling.compile_layers(decoder_layers(build.model), options=options)
-    if how != "none" and options is not None:
-        assembly.resolved["inductor"] = options
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
@@ -260,5 +260,21 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     }
     tokens = prompts(corpus, vocabulary, point.batch, point.context, task.seed)
     return GenerateWork(
-        assembly.face, tokens, spec, point, device, compile_model=how == "model", graph=graph
+        *(assembly.face, tokens, spec, point, device),
+        compile_model=how == "model",
+        graph=graph,
+        options=options,
     )
+
+
+def _one_row(assembly: Assembly, how: str) -> dict[str, Any] | None:
+    """Make products with one row fast; Inductor's settings for what is left to it, if anything."""
+    build, resolved = assembly.build, assembly.resolved
+    assert build is not None
+    taken = take_vectors(build.model) if how == "layer" and _ours(build) else 0
+    linear = sum(isinstance(module, nn.Linear) for module in build.model.modules())
+    resolved["vector_products"] = taken
+    if taken == linear:
+        return None
+    resolved["inductor"] = compiling.VECTOR_OPTIONS
+    return compiling.VECTOR_OPTIONS

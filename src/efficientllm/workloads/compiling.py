@@ -42,18 +42,10 @@ VECTOR_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True, "realize_re
 """How Inductor is told to write products with one vector itself, and to tune them.
 
 With the first, a product of one row becomes a reduction that takes stored int8 weights as
-they are and reads bf16 ones faster than cuBLAS does; the second keeps a norm or an
-activation before it from being computed again for every row of the weights.
+they are; the second keeps a norm or an activation before it from being computed again for
+every row of the weights. Tuning takes some 10 s where the cache does not know the products.
+Plain weights have a kernel of their own (`models/vector.py`) and need neither.
 """
-
-
-def decode_options(batch: int) -> dict[str, Any] | None:
-    """Inductor's settings for decoding so many sequences at once; None: its own.
-
-    One sequence makes every product one with a single row. Tuning for those takes some 10 s
-    more where the cache does not know them.
-    """
-    return VECTOR_OPTIONS if batch == 1 else None
 
 
 def compile_layers(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class Generate:
         *,
         compile_model: bool,
         graph: bool,
+        options: dict[str, Any] | None = None,
     ) -> None:
         self._face, self._device, self._point = face, device, point
         self._new_tokens = spec.new_tokens
@@ -52,7 +54,6 @@ class Generate:
             self._cache = face.new_cache(point.batch, self._slots)
             self._token = self._prompts[:, -1:].clone()
             self._slot = torch.full((1,), point.context, device=device.torch, dtype=torch.long)
-        options = compiling.decode_options(point.batch)
         self._decode = (
             compiling.compiled(face.decode, options=options) if compile_model else face.decode
         )

@@ -1,0 +1,92 @@
+"""Products with one vector: which layers take the kernel, and what else stays as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from efficientllm.models import vector
+from efficientllm.models.decoder import Decoder
+from efficientllm.models.vector import VectorLinear, fits, take_vectors
+from tests import tiny
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every layer fits; what the kernel was asked is kept."""
+    asked: list[int] = []
+
+    def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        asked.append(weight.shape[0])
+        return F.linear(x, weight, bias)
+
+    monkeypatch.setattr(vector, "fits", lambda _: True)
+    monkeypatch.setattr(vector, "_multiply", multiply)
+    return asked
+
+
+def test_one_row_goes_to_the_kernel_and_several_do_not(rows: list[int]) -> None:
+    layer = nn.Linear(6, 4)
+    before = copy.deepcopy(layer)
+    assert take_vectors(layer) == 1
+    one, several = torch.randn(1, 1, 6), torch.randn(2, 1, 6)
+    assert torch.equal(layer(one), before(one))
+    assert rows == [4]
+    assert torch.equal(layer(several), before(several))
+    assert rows == [4]
+
+
+def test_a_decoder_decodes_the_same_and_keeps_its_names(rows: list[int]) -> None:
+    model = Decoder.from_shape(tiny.shape()).eval()
+    plain, names = copy.deepcopy(model), list(model.state_dict())
+    linear = sum(isinstance(m, nn.Linear) for m in model.modules())
+    assert take_vectors(model) == linear
+    assert list(model.state_dict()) == names
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    tokens, slot = torch.tensor([[3, 1, 4]]), torch.tensor([3])
+    logits = []
+    with torch.inference_mode():
+        for each in (model, plain):
+            cache = each.new_cache(1, 8)
+            each.prefill(tokens, cache)
+            logits.append(each.decode(torch.tensor([[5]]), slot, cache))
+    assert torch.equal(*logits)
+    assert len(rows) == linear + 1, "all of a decode step, and the head of the prefill"
+
+
+def test_layers_that_are_no_longer_plain_are_left_alone(rows: list[int]) -> None:
+    class Other(nn.Linear):
+        pass
+
+    model = nn.Sequential(Other(4, 4), nn.Linear(4, 4))
+    assert take_vectors(model) == 1
+    assert type(model[0]) is Other
+    assert type(model[1]) is VectorLinear
+
+
+def test_the_kernel_is_for_half_precision_on_a_gpu() -> None:
+    assert not fits(nn.Linear(4, 4))
+    assert not fits(nn.Linear(4, 4, dtype=torch.bfloat16))
+
+
+def test_the_operator_says_the_shape_of_what_it_gives() -> None:
+    with FakeTensorMode():
+        x, weight = torch.empty(1, 1, 6, dtype=torch.bfloat16), torch.empty(4, 6)
+        assert vector._multiply(x, weight, None).shape == (1, 1, 4)
+        assert vector._multiply(x, weight, None).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+@pytest.mark.parametrize("size", [(896, 4864), (9728, 896), (7, 100), (4096, 14_336)])
+def test_the_kernel_multiplies(size: tuple[int, int]) -> None:
+    out, inner = size
+    layer = nn.Linear(inner, out, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(1, 1, inner, device="cuda", dtype=torch.bfloat16)
+    assert take_vectors(layer) == 1
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    assert (layer(x).double() - exact).norm() < 0.005 * exact.norm()
