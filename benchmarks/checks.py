@@ -22,7 +22,7 @@ from efficientllm.catalog.shape import Sparse
 from efficientllm.models.attend import attend, attend_masked
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse import block_means, sparse_reference
-from efficientllm.models.sparse_kernels import obstacle, sparse_branches
+from efficientllm.models.sparse_kernels import obstacle, on_kernels, sparse_branches
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
@@ -128,6 +128,8 @@ def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     """
     sizes = Sparse(block=32, selected=16, window=64)
     _only_on_gpu(device)
+    if not on_kernels(device, dtype):
+        raise Unsupported("these kernels run in half precision")
     if why := obstacle(16, 1, sizes):
         raise Unsupported(why)
     inputs = draw(device, dtype, q=(2, 16, 512, d), k=(2, 1, 512, d), v=(2, 1, 512, d))

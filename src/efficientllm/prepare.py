@@ -247,6 +247,8 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     options = _one_row(assembly, how) if point.batch == 1 and how != "none" else None
     if how == "layer":
         compiling.compile_layers(decoder_layers(build.model), options=options)
+        if isinstance(build.model, Decoder):
+            compiling.compile_ends(build.model)
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):

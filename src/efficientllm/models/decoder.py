@@ -98,10 +98,17 @@ class Body(nn.Module):
         self, tokens: Tensor, index: Tensor, positions: Positions, cache: Cache | None = None
     ) -> Tensor:
         """tokens [B, T] at positions `index` [T] -> hidden states [B, T, C]."""
-        x = self.position.embed(self.embed_tokens(tokens), index)
+        return self.norm(self.through(self.enter(tokens, index), positions, cache))
+
+    def enter(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """What the first layer gets, [B, T, C]."""
+        return self.position.embed(self.embed_tokens(tokens), index)
+
+    def through(self, x: Tensor, positions: Positions, cache: Cache | None) -> Tensor:
+        """x [B, T, C] through all layers."""
         for number, block in enumerate(self.layers):
             x = block(x, positions, None if cache is None else cache[number])
-        return self.norm(x)
+        return x
 
 
 class Decoder(PreTrainedModel):
@@ -196,8 +203,16 @@ class Decoder(PreTrainedModel):
 
     def decode(self, tokens: Tensor, slot: Tensor, cache: Cache) -> Tensor:
         """One new token [B, 1] for each sequence at position `slot` [1]; logits [B, V]."""
-        positions = self._positions(slot)._replace(slot=slot)
-        return self.lm_head(self.model(tokens, slot, positions, cache)[:, -1])
+        x, positions = self.enter(tokens, slot)
+        return self.leave(self.model.through(x, positions, cache))
+
+    def enter(self, tokens: Tensor, slot: Tensor) -> tuple[Tensor, Positions]:
+        """What comes before the layers of a decode step."""
+        return self.model.enter(tokens, slot), self._positions(slot)._replace(slot=slot)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """What comes after them: x [B, 1, C] -> logits [B, V]."""
+        return self.lm_head(self.model.norm(x[:, -1]))
 
     def attention_cost(self, new: int, seen: int) -> Cost | None:
         """What the attention of all layers declares for one sequence; None where it does not."""

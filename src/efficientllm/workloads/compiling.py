@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from efficientllm.device import Device
+from efficientllm.models.decoder import Decoder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,6 +60,12 @@ def compile_layers(
     be_loud()
     for layer in layers:
         layer.compile(fullgraph=whole, dynamic=False, options=options)
+
+
+def compile_ends(model: Decoder) -> None:
+    """Compile what a decode step does before and after its layers: a dozen small kernels."""
+    model.enter = compiled(model.enter)  # type: ignore[method-assign]
+    model.leave = compiled(model.leave)  # type: ignore[method-assign]
 
 
 def reset() -> None:

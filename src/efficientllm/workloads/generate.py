@@ -57,6 +57,7 @@ class Generate:
         self._decode = (
             compiling.compiled(face.decode, options=options) if compile_model else face.decode
         )
+        self._choose = compiling.compiled(most_likely) if graph else most_likely
         self._graph = graph
         self._replay: Callable[[], None] | None = None
         self._position = point.context
@@ -141,7 +142,7 @@ class Generate:
 
     def _prefill(self) -> None:
         logits = self._face.prefill(self._prompts, self._cache)
-        self._token.copy_(logits.argmax(dim=-1, keepdim=True))
+        self._token.copy_(self._choose(logits))
         self._slot.fill_(self._point.context)
         self._position = self._point.context
 
@@ -163,5 +164,21 @@ class Generate:
 
     def _step(self) -> None:
         logits = self._decode(self._token, self._slot, self._cache)
-        self._token.copy_(logits.argmax(dim=-1, keepdim=True))
+        self._token.copy_(self._choose(logits))
         self._slot.add_(1)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The index [B, 1] of the largest of each row of logits [B, V], the first among equals.
+
+    In two steps where V can be divided: one search through 150,000 numbers is the work of a
+    single program, and takes a GPU 30 microseconds.
+    """
+    width = logits.shape[-1]
+    part = next((n for n in range(1024, 127, -1) if width % n == 0), width)
+    if part == width:
+        return logits.argmax(dim=-1, keepdim=True)
+    parts = logits.unflatten(-1, (-1, part))
+    best = parts.amax(dim=-1).argmax(dim=-1, keepdim=True)
+    row = parts.take_along_dim(best.unsqueeze(-1), dim=1).squeeze(1)
+    return best * part + row.argmax(dim=-1, keepdim=True)
