@@ -17,7 +17,7 @@ from efficientllm.record import PointResult, Unsupported
 from efficientllm.spec.case import Point
 from efficientllm.spec.workload import Generate as Spec
 from efficientllm.workloads import generate
-from efficientllm.workloads.generate import Generate
+from efficientllm.workloads.generate import Generate, most_likely
 from tests import tiny
 
 EMPTY = PointResult(point_id="0", batch=1, context=1)
@@ -177,3 +177,14 @@ def test_prompts_go_to_the_device_of_the_model() -> None:
     of = work(tiny.decoder())
     assert of._prompts.device == tiny.CPU.torch
     assert isinstance(tiny.CPU, Device)
+
+
+@pytest.mark.parametrize("vocab", [50, 257, 151_936, 128_256, 1031])
+def test_the_most_likely_token_is_found_in_two_steps(vocab: int) -> None:
+    """Wherever it stands, and the first among equals; 1,031 is prime."""
+    logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(0))
+    places = (0, vocab - 1, vocab // 2)
+    for row, place in enumerate(places):
+        logits[row, [place, vocab - 1]] = 9.0
+    assert most_likely(logits).flatten().tolist() == list(places)
+    assert torch.equal(most_likely(logits), logits.argmax(-1, keepdim=True))
