@@ -34,8 +34,8 @@ from efficientllm.store import Lease, Store, StoreError, require_space, safe_nam
 from efficientllm.watch import Listener, watch
 
 SPACE_BYTES = 1 << 30
-IDLE_PROTOCOL = Protocol(profile="standard")
-"""Its window is the 10 s that idle power is taken over."""
+IDLE_PROTOCOL, IDLE_GLANCE = Protocol(profile="standard"), Protocol(profile="quick")
+"""Their windows are what idle power is taken over: 10 s, and 5 s before a first look."""
 
 
 class Launcher:
@@ -81,13 +81,14 @@ class Launcher:
         """Device files that the fork server held open; any would have poisoned its forks."""
         return list(self._unclean)
 
-    def measure_idle(self) -> None:
-        """Board power with an open context and nothing to do, for 10 s, once a run."""
+    def measure_idle(self, *, glance: bool = False) -> None:
+        """Board power with an open context and nothing to do, for 10 s (5 s), once a run."""
         if self.gpu is None or self.idle_power_w is not None:
             return
         probe = Probe(check="idle")
         case = Case.model_validate({"model": "none", "workload": probe.model_dump()})
-        record = self.run(Planned(case, 0, 0), IDLE_PROTOCOL, keep=False)
+        protocol = IDLE_GLANCE if glance else IDLE_PROTOCOL
+        record = self.run(Planned(case, 0, 0), protocol, keep=False)
         self.idle_power_w = mean_power(record) if record is not None else None
 
     def run(
