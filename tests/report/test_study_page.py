@@ -112,13 +112,29 @@ def test_a_missing_variant_and_a_broken_one_say_so() -> None:
     records = [
         x
         for x in made.attention_suite(1, ("mha", "gqa", "mla"))
-        if x.trial.name != "train-16384-mla"
+        if not (x.trial.name.startswith("train-") and x.trial.name.endswith("-mla"))
     ]
     records += [made.generate("nsa", outcome=lost)]
     found = matrix(studies(rows(records))[0], trainings(costs()))
     assert cell(found, "training tokens/s", "", "mla").title == "no such row"
     broken = cell(found, "decode tokens/s", "batch 1,", "nsa")
     assert (broken.text, broken.title, broken.state) == ("crash", "no kernel", "failed")
+
+
+def test_a_suite_half_run_answers_at_the_context_that_most_variants_have() -> None:
+    records = [
+        x
+        for x in made.attention_suite(1, ("mha", "gqa", "mla"))
+        if x.trial.name != "train-16384-mla"
+    ]
+    found = matrix(studies(rows(records))[0], trainings(costs()))
+    assert cell(found, "training tokens/s", "4,096 tokens", "mla").text
+
+
+def test_the_study_that_was_also_decoded_stands_before_a_larger_one() -> None:
+    decoded = made.attention_suite(1, ("mha", "gqa"))
+    larger = [made.pretrain(name, 4096, preset="3B-h16") for name in ("mha", "gqa")]
+    assert [study.size for study in studies(rows([*larger, *decoded]))] == [made.MODEL, "3B-h16"]
 
 
 def test_smoke_rows_are_shown_and_never_decided() -> None:

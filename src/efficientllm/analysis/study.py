@@ -74,7 +74,10 @@ def variant(case: Case) -> str:
 
 
 def studies(rows: Iterable[Row]) -> list[Study]:
-    """Every study with at least two variants: most variants that ran first, then the largest."""
+    """Every study with at least two variants.
+
+    First the one of which most variants ran, then in most stages, then the largest.
+    """
     known = list(rows)
     found = []
     for axis in AXES:
@@ -84,7 +87,7 @@ def studies(rows: Iterable[Row]) -> list[Study]:
                 groups.setdefault(_rest(row.case.model, axis), []).append(row)
         made = (_study(axis, group) for group in groups.values())
         found += [study for study in made if len(study.variants) > 1]
-    return sorted(found, key=lambda study: (-_ran(study), -_parameters(study)))
+    return sorted(found, key=lambda s: (-_ran(s), -_compared(s), -_parameters(s)))
 
 
 def trained(study: Study) -> dict[str, Row]:
@@ -160,6 +163,14 @@ def _size(model: object, axis: Axis) -> str:
 
 def _ran(study: Study) -> int:
     return sum(any(r.status == "ok" for r in rows) for rows in study.variants.values())
+
+
+def _compared(study: Study) -> int:
+    """Stages in which at least two variants ran."""
+    ran = [
+        {row.case.stage for row in rows if row.status == "ok"} for rows in study.variants.values()
+    ]
+    return sum(sum(stage in found for found in ran) > 1 for stage in study.stages)
 
 
 def _parameters(study: Study) -> float:

@@ -14,6 +14,7 @@ from efficientllm.analysis.compare import Line, Unequal, ratio
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
+from efficientllm.record import DONE
 from efficientllm.report.columns import column, memory_key, number
 from efficientllm.report.differing import briefly, signed
 
@@ -72,7 +73,7 @@ def matrix(study: Study, quality: Trainings) -> Matrix:
 
 
 def _asks(study: Study, quality: Trainings) -> list[Ask]:
-    """The questions, each at the longest context that the baseline and another one ran."""
+    """The questions, each at one context (`_longest`)."""
     asks = [Ask("parameters", study.size, "total_params", study.stages[0], "")]
     training = _longest(study, "pretrain", None)
     if training is not None:
@@ -125,22 +126,26 @@ def _context(row: Row) -> int:
 
 
 def _longest(study: Study, stage: str, batch: int | None) -> Row | None:
-    """A row at the longest context that the baseline and another variant ran; else that any ran."""
+    """A row at the context that most variants were tried at; of several, at the longest.
+
+    Of those that the baseline and another one ran, where there are any.
+    """
     rows = [
         row
         for row in study.rows()
         if (row.case.stage, row.status) == (stage, "ok")
         and (batch is None or row.views[0].point.batch == batch)
     ]
-    ran = {row.point: _ran(study, stage, row.point) for row in rows}
+    ended = {row.point: _ended(study, stage, row.point) for row in rows}
+    ran = {p: {n for n, status in found.items() if status == "ok"} for p, found in ended.items()}
     shared = [r for r in rows if study.baseline in ran[r.point] and len(ran[r.point]) > 1]
-    return max(shared or rows, key=_context, default=None)
+    return max(shared or rows, key=lambda r: (len(ended[r.point]), _context(r)), default=None)
 
 
-def _ran(study: Study, stage: str, point: str) -> set[str]:
-    """Variants that ended well at a point."""
+def _ended(study: Study, stage: str, point: str) -> dict[str, str]:
+    """How each variant ended at a point; without those that a rerun would go on with."""
     found = {name: study.at(name, stage, point) for name in study.variants}
-    return {name for name, row in found.items() if row is not None and row.status == "ok"}
+    return {name: row.status for name, row in found.items() if row and row.status in DONE}
 
 
 def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
