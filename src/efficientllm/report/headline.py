@@ -159,10 +159,12 @@ def machine_line(rows: list[Row]) -> str:
     row = max(rows, key=lambda r: r.record.started_at)
     record = row.record
     weights = {"random" if r.cost_only else "trained" for r in rows if r.record.build}
-    trials = max(len(r.views) for r in rows)
+    profiles = dict.fromkeys(str(r.record.protocol["profile"]) for r in rows)
+    least, most = (end(len(r.views) for r in rows) for end in (min, max))
+    trials = f"{most}" if least == most else f"{least} to {most}"
     return (
-        f"{record.machine.device}, {record.started_at[:10]}, protocol {record.protocol['profile']}"
-        f" ({trials} trial{'s' if trials > 1 else ''} a row), torch"
+        f"{record.machine.device}, {record.started_at[:10]}, protocol {' and '.join(profiles)}"
+        f" ({trials} trial{'s' if most > 1 else ''} a row), torch"
         f" {record.software.get('torch', '?')}, {' and '.join(sorted(weights)) or 'no'} weights"
     )
 
