@@ -140,7 +140,7 @@ def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: st
     for at in (0, 127, 128, 899, 2000):
         positions = Positions(
             slot=torch.tensor([at], device=CUDA),
-            bias=drawn(heads, 33, seed=3).to(CUDA) if adds == "bias" else None,
+            bias=drawn(33, heads, seed=3).to(CUDA).T if adds == "bias" else None,
             slopes=drawn(heads, seed=4).abs().to(CUDA) if adds == "slopes" else None,
         )
         exact = attend_products(q.float(), k.float(), v.float(), positions, 0.125)

@@ -204,11 +204,13 @@ class Decoder(PreTrainedModel):
     def decode(self, tokens: Tensor, slot: Tensor, cache: Cache) -> Tensor:
         """One new token [B, 1] for each sequence at position `slot` [1]; logits [B, V]."""
         x, positions = self.enter(tokens, slot)
+        # Not in `enter`: torch 2.11 cannot return a named tuple that was replaced in a graph.
+        positions = positions._replace(slot=slot)
         return self.leave(self.model.through(x, positions, cache))
 
     def enter(self, tokens: Tensor, slot: Tensor) -> tuple[Tensor, Positions]:
         """What comes before the layers of a decode step."""
-        return self.model.enter(tokens, slot), self._positions(slot)._replace(slot=slot)
+        return self.model.enter(tokens, slot), self._positions(slot)
 
     def leave(self, x: Tensor) -> Tensor:
         """What comes after them: x [B, 1, C] -> logits [B, V]."""

@@ -52,6 +52,8 @@ def attend_parts(
     lse = torch.empty((batch, kv_heads, parts, group), device=q.device, dtype=torch.float32)
     rows = max(LEAST_ROWS, triton.next_power_of_2(group))
     main = width if v is None else size
+    if bias is not None:
+        bias = bias.contiguous()  # an encoding may give its transpose
     read = 2 * BLOCK * (size if v is None else size + width)
     _part[(batch * kv_heads, parts)](
         *(q.contiguous(), k, v, slot, bias, slopes, out, lse),
