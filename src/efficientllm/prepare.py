@@ -83,7 +83,7 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
     if isinstance(case.workload, Probe) and case.workload.check != "attention":
         return assembly
     probing = isinstance(case.workload, Probe)
-    mixer, examined = admit(case.model, device.torch, probing=probing)
+    mixer, examined = admit(case, device.torch)
     model, shape = build_model(
         case.model, device.torch, _first_dtype(case), task.seed, task.parent_weights, mixer
     )

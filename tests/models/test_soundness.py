@@ -11,8 +11,10 @@ import torch
 from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.models.own import load_module
 from efficientllm.models.soundness import examine
+from efficientllm.models.subject import own_lengths
 from efficientllm.record import Finding
 from efficientllm.spec.architecture import Attention
+from efficientllm.spec.case import Case
 from efficientllm.spec.model import Backbone
 from tests import tiny
 from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
@@ -148,10 +150,50 @@ def test_a_gradient_from_the_future_without_a_value_is_found(tmp_path: Path) -> 
 
 def test_a_window_is_seen_by_the_long_rows_only(tmp_path: Path) -> None:
     forgets = spoiled(
-        ("<= at[:, None]", "<= at[:, None] if x.shape[1] < 99 else (at < 0)[:, None]")
+        ("<= at[:, None]", "<= at[:, None] if x.shape[1] < 199 else (at < 0)[:, None]")
     )
     assert failed(findings(tmp_path, forgets)) == []
     assert "cache" in failed(findings(tmp_path, forgets, thorough=True))
+
+
+IN_BLOCKS = spoiled(
+    ("seen = torch.arange(", "whole = x.shape[1] % 64 == 0\n        seen = torch.arange("),
+    ("<= at[:, None]", "<= at[:, None] + 64 * whole"),
+)
+"""Causal at every length that does not fill blocks of 64."""
+
+
+def test_rows_of_whole_blocks_are_examined_too(tmp_path: Path) -> None:
+    found = findings(tmp_path, IN_BLOCKS)
+    assert {"causality", "cache"} <= set(failed(found))
+
+
+def case_of(**workload: object) -> Case:
+    model = {"kind": "backbone", "preset": "tiny"}
+    return Case.model_validate({"model": model, "workload": workload})
+
+
+def test_the_cases_own_length_is_examined_too(tmp_path: Path) -> None:
+    text = IN_BLOCKS.replace("x.shape[1] % 64 == 0", "x.shape[1] == 192")
+    file, sha256 = written(tmp_path, text)
+    mixer, shape = load_module(file, "Mine", sha256).found, tiny.shape(custom="Mine")
+    at = {
+        kind: own_lengths(case_of(kind=kind, **sizes))
+        for kind, sizes in (
+            ("pretrain", {"sequence_length": 192}),
+            ("generate", {"points": {"context": [64, 192]}}),
+        )
+    }
+    assert at == {"pretrain": ((192, 188),), "generate": ((196, 192),)}
+    for kind, check in (("pretrain", "causality"), ("generate", "cache")):
+        found = examine(shape, CPU, mixer, own=at[kind])
+        assert check in [f.name for f in found if f.verdict == "failed"], kind
+    assert not [f for f in examine(shape, CPU, mixer) if f.verdict == "failed"]
+
+
+def test_a_long_row_is_examined_as_far_as_its_scores_fit() -> None:
+    assert own_lengths(case_of(kind="pretrain", sequence_length=1 << 20)) == ((2048, 2044),)
+    assert own_lengths(case_of(kind="pretrain", sequence_length=2)) == ((2, 1),)
 
 
 def test_without_a_cost_nothing_is_stated_and_nothing_fails(tmp_path: Path) -> None:

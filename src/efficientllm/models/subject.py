@@ -1,6 +1,7 @@
 """One layer's attention on the table: with weights, inputs and positions to be examined by.
 
-In float32, where rounding hides nothing, and at lengths that are no multiples of anything.
+In float32, where rounding hides nothing, at a length that is no multiple of anything, at one
+that is a multiple of everything that kernels cut rows into, and at the case's own.
 
 Legend: B batch, T positions, C hidden size.
 """
@@ -20,11 +21,25 @@ from efficientllm.models.encoding import Encoding, encoding_of
 from efficientllm.models.own import is_own
 from efficientllm.models.position import Positions
 from efficientllm.record import Finding
+from efficientllm.spec.case import Case
+from efficientllm.spec.workload import Generate, Training
 
 ROWS = 2
 LENGTH, PROMPT = 67, 41
+EVEN, EVEN_PROMPT = 128, 64
+"""Rows of whole blocks: what a kernel does for these alone is what trainings use."""
+
 LONG, LONG_PROMPT = 1091, 1030
 """Long enough to leave a window of 1,024 tokens behind."""
+
+CUTS = {LENGTH: (1, 2, 33, 64, LENGTH - 1), EVEN: (1, 63, 64, 100), LONG: (LONG - 70,)}
+"""Places in a row of this length from which on tokens are changed."""
+
+MOST_OWN = 2048
+"""A case's own length is examined up to this: at more, scores written out fill a device."""
+
+DECODED = 4
+"""Tokens that are decoded one by one after a prompt of the case's own length."""
 
 SAME = 1e-4
 """Differences up to this share of the largest value are rounding in float32."""
@@ -39,12 +54,15 @@ class Subject:
     encoding: Encoding
     device: torch.device
     thorough: bool
+    own: tuple[tuple[int, int], ...] = ()
+    """Lengths of the case that it is examined for, each with that of the prompt in it."""
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
         """Lengths to try, each with that of the prompt in it."""
-        short = ((LENGTH, PROMPT),)
-        return (*short, (LONG, LONG_PROMPT)) if self.thorough else short
+        short = ((LENGTH, PROMPT), (EVEN, EVEN_PROMPT))
+        long = ((LONG, LONG_PROMPT),) if self.thorough else ()
+        return tuple(dict.fromkeys((*short, *long, *self.own)))
 
     def inputs(self, length: int, seed: int = 0, rows: int = ROWS) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -73,7 +91,12 @@ class Subject:
 
 
 def subject_of(
-    shape: Shape, device: torch.device, mixer: Mixer | None, *, thorough: bool
+    shape: Shape,
+    device: torch.device,
+    mixer: Mixer | None,
+    *,
+    thorough: bool,
+    own: tuple[tuple[int, int], ...] = (),
 ) -> Subject:
     """The attention of a shape, or a user's own; what its class initialises itself stays."""
     torch.manual_seed(0)
@@ -86,7 +109,28 @@ def subject_of(
                     weight.normal_(std=weight.shape[-1] ** -0.5)
                 else:
                     weight.normal_(mean=float(name == "weight"), std=0.1)
-    return Subject(shape, module, encoding, device, thorough)
+    return Subject(shape, module, encoding, device, thorough, own)
+
+
+def cuts(length: int) -> tuple[int, ...]:
+    """Places in a row from which on its tokens are changed: 1 to length - 1."""
+    return CUTS.get(length) or tuple(dict.fromkeys((1, length // 2, length - 1)))
+
+
+def own_lengths(case: Case) -> tuple[tuple[int, int], ...]:
+    """The length that a case works at, as far as it is examined, with that of the prompt in it.
+
+    Rows of a training; of generation the largest prompt and a few tokens.
+    """
+    match case.workload:
+        case Training(sequence_length=length):
+            length = min(length, MOST_OWN)
+            return ((length, max(1, length - DECODED)),)
+        case Generate(points=points):
+            prompt = min(max(points.context), MOST_OWN)
+            return ((prompt + DECODED, prompt),)
+        case _:
+            return ()
 
 
 Check = Callable[[Subject], Finding]
