@@ -99,6 +99,11 @@ def test_a_users_attention_passes_the_same_checks(tmp_path: Path) -> None:
         (spoiled(("8 * new", "4 * new")), "FLOPs", "stated"),
         (spoiled(("4 * pairs", "40 * pairs")), "FLOPs", "decode"),
         (spoiled(("Cost(flops, 2 *", "Cost(flops, 1 *")), "cache bytes", "49152 bytes stated"),
+        (
+            spoiled(("element_size())", "element_size(), 1e6)")),
+            "cache bytes",
+            "1000000 bytes stated as read, 98304 allocated",
+        ),
         (spoiled(("Cost(flops,", "Cost(-flops,")), "FLOPs", "0 or more"),
         (spoiled(("return Cost(", "return len(")), "FLOPs", "gives no Cost: TypeError"),
     ],
