@@ -208,21 +208,32 @@ def test_without_a_cost_nothing_is_stated_and_nothing_fails(tmp_path: Path) -> N
     assert "mfu, mbu and roofline_share stay null" in found["FLOPs"].seen
 
 
+HIDDEN_KERNEL = (
+    "\n\n@torch.library.custom_op('own_modules::hidden', mutates_args=())\n"
+    "def hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor)"
+    " -> torch.Tensor:\n"
+    "    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)\n"
+    "\n\nhidden.register_autograd(lambda ctx, g: (g, g, g, None),"
+    " setup_context=lambda ctx, inputs, output: None)\n"
+)
+
+
+def hidden(*changes: tuple[str, str]) -> str:
+    """The sound module with its products inside a kernel that nobody can look into."""
+    plain = "F.scaled_dot_product_attention(q, k, v, attn_mask=seen)"
+    return spoiled((plain, "hidden(q, k, v, seen)"), *changes) + HIDDEN_KERNEL
+
+
 def test_a_kernel_that_cannot_be_counted_is_told(tmp_path: Path) -> None:
-    text = spoiled(
-        ("F.scaled_dot_product_attention(q, k, v, attn_mask=seen)", "hidden(q, k, v, seen)")
-    )
-    text += (
-        "\n\n@torch.library.custom_op('own_modules::hidden', mutates_args=())\n"
-        "def hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor)"
-        " -> torch.Tensor:\n"
-        "    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)\n"
-        "\n\nhidden.register_autograd(lambda ctx, g: (g, g, g, None),"
-        " setup_context=lambda ctx, inputs, output: None)\n"
-    )
-    found = findings(tmp_path, text)
+    found = findings(tmp_path, hidden())
     assert found["FLOPs"].verdict == "told"
     assert "cannot be counted" in found["FLOPs"].seen
+
+
+@pytest.mark.parametrize("change", [("8 * new", "16 * new"), ("4 * pairs", "400 * pairs")])
+def test_what_no_kernel_could_take_is_not_believed(tmp_path: Path, change: tuple[str, str]) -> None:
+    found = findings(tmp_path, hidden(change))
+    assert "FLOPs" in failed(found)
 
 
 def test_positions_that_are_not_used_are_told(tmp_path: Path) -> None:
