@@ -18,7 +18,7 @@ from efficientllm.metrics import View
 from efficientllm.pin import pin
 from efficientllm.spec.case import Case
 from tests import samples
-from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, written
+from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"sequence_length": 32, "batch": 2, "precision": {"compute": "float32"}, "steps": 6}
@@ -146,6 +146,26 @@ def test_one_that_looks_ahead_runs_and_is_not_ranked(tmp_path: Path, cache: Path
     assert not row.ranked
     texts = {f.code: f.text for f in flags(View(record, record.points[0]))}
     assert "causality: tokens from 1 on change" in texts["CUSTOM_CHECK_FAILED"]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "generate"])
+def test_one_whose_cost_fails_at_its_length_runs_without_those_counts(
+    tmp_path: Path, cache: Path, kind: str
+) -> None:
+    text = spoiled(("pairs = new * seen", "pairs = 1 // (new + seen not in (32, 33)) * new * seen"))
+    case = training(tmp_path, text)
+    if kind == "generate":
+        workload = {"kind": kind, "points": {"context": [32]}, "new_tokens": 4}
+        value = case.model_dump() | {"workload": workload, "quality": None}
+        case = Case.model_validate(value)
+    story = story_of(case, tmp_path, cache)
+    assert story.outcome is not None
+    assert story.outcome.status == "ok", story.outcome
+    for window in story.points[0].windows:
+        assert not {"attention_flops", "cache_read_bytes"} & window.counts.keys()
+    assert story.build is not None
+    assert story.build.attention is not None
+    assert [f.name for f in story.build.attention.failed] == ["FLOPs"]
 
 
 @pytest.mark.parametrize(

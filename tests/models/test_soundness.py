@@ -11,7 +11,7 @@ import torch
 from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.models.own import load_module
 from efficientllm.models.soundness import examine
-from efficientllm.models.subject import own_lengths
+from efficientllm.models.subject import own_work
 from efficientllm.record import Finding
 from efficientllm.spec.architecture import Attention
 from efficientllm.spec.case import Case
@@ -183,13 +183,15 @@ def test_the_cases_own_length_is_examined_too(tmp_path: Path) -> None:
     file, sha256 = written(tmp_path, text)
     mixer, shape = load_module(file, "Mine", sha256).found, tiny.shape(custom="Mine")
     at = {
-        kind: own_lengths(case_of(kind=kind, **sizes))
+        kind: own_work(case_of(kind=kind, **sizes))
         for kind, sizes in (
             ("pretrain", {"sequence_length": 192}),
-            ("generate", {"points": {"context": [64, 192]}}),
+            ("generate", {"points": {"context": [64, 192]}, "new_tokens": 8}),
         )
     }
-    assert at == {"pretrain": ((192, 188),), "generate": ((196, 192),)}
+    assert at["pretrain"] == (((192, 188),), ((192, 0),))
+    costs = ((64, 0), (1, 64), (1, 70), (192, 0), (1, 192), (1, 198))
+    assert at["generate"] == (((196, 192),), costs)
     for kind, check in (("pretrain", "causality"), ("generate", "cache")):
         found = examine(shape, CPU, mixer, own=at[kind])
         assert check in [f.name for f in found if f.verdict == "failed"], kind
@@ -197,8 +199,23 @@ def test_the_cases_own_length_is_examined_too(tmp_path: Path) -> None:
 
 
 def test_a_long_row_is_examined_as_far_as_its_scores_fit() -> None:
-    assert own_lengths(case_of(kind="pretrain", sequence_length=1 << 20)) == ((2048, 2044),)
-    assert own_lengths(case_of(kind="pretrain", sequence_length=2)) == ((2, 1),)
+    long = own_work(case_of(kind="pretrain", sequence_length=1 << 20))
+    assert long == (((2048, 2044),), ((1 << 20, 0),))
+    assert own_work(case_of(kind="pretrain", sequence_length=2)).rows == ((2, 1),)
+
+
+def test_a_cost_that_fails_at_the_cases_own_length_is_found(tmp_path: Path) -> None:
+    change = (
+        "width = self.heads * self.dim\n        pairs",
+        "width = 64 // (new < 300)\n        pairs",
+    )
+    file, sha256 = written(tmp_path, spoiled(change))
+    mixer, shape = load_module(file, "Mine", sha256).found, tiny.shape(custom="Mine")
+    for length, verdict in ((256, "passed"), (4096, "failed")):
+        own = own_work(case_of(kind="pretrain", sequence_length=length))._replace(rows=())
+        found = {f.name: f for f in examine(shape, CPU, mixer, own=own)}
+        assert found["FLOPs"].verdict == verdict
+    assert "Mine.cost(4096, 0) gives no Cost: ZeroDivisionError" in found["FLOPs"].seen
 
 
 def test_without_a_cost_nothing_is_stated_and_nothing_fails(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def _flops(subject: Subject) -> Finding:
         unseen |= above
         wrong |= not (1 - TOLERANCE) * low <= stated.flops <= (1 + TOLERANCE) * most
         seen.append(f"{what} {stated.flops:.4g} stated, {counted.total:.4g} executed")
+    for new, before in subject.own.costs:
+        _stated(subject, new, before)  # one that raises would leave the case without its counts
     text = "; ".join(seen)
     if unseen and not wrong:
         text += "; a kernel of its own, whose products cannot be counted"

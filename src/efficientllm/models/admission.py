@@ -12,7 +12,7 @@ from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.models.decoder import Mixer
 from efficientllm.models.own import load_module
 from efficientllm.models.soundness import examine
-from efficientllm.models.subject import own_lengths
+from efficientllm.models.subject import own_work
 from efficientllm.record import Examined, Unsupported
 from efficientllm.spec.architecture import CustomAttention
 from efficientllm.spec.case import Case
@@ -36,7 +36,7 @@ def admit(case: Case, device: torch.device) -> tuple[Mixer | None, Examined | No
         findings = examine(shape, device, thorough=True) if probing else ()
         return None, Examined(name=spec.kind, findings=findings) if probing else None
     code = load_module(spec.file, spec.name, spec.sha256)
-    findings = examine(shape, device, code.found, thorough=probing, own=own_lengths(case))
+    findings = examine(shape, device, code.found, thorough=probing, own=own_work(case))
     first = findings[0]
     if first.verdict == "failed" and not probing:
         raise Unsupported(f"{spec.name}: {first.seen}; {first.advice}")

@@ -215,9 +215,15 @@ class Decoder(PreTrainedModel):
         return self.lm_head(self.model.norm(x[:, -1]))
 
     def attention_cost(self, new: int, seen: int) -> Cost | None:
-        """What the attention of all layers declares for one sequence; None where it does not."""
+        """What the attention of all layers declares for one sequence; None where it does not.
+
+        What it declares wrongly is a finding of its examination, and ends no work.
+        """
         blocks = [block for block in self.model.layers if isinstance(block, Block)]
-        each = declared_cost(blocks[0].self_attn, new, seen)
+        try:
+            each = declared_cost(blocks[0].self_attn, new, seen)
+        except Unsupported:
+            return None
         return each and each.times(len(blocks))
 
     def _positions(self, index: Tensor) -> Positions:

@@ -28,9 +28,11 @@ from efficientllm.models.position import Positions
 from efficientllm.models.subject import (
     EVEN,
     LENGTH,
+    NOTHING_OWN,
     ROWS,
     SAME,
     Check,
+    Own,
     Subject,
     cuts,
     judged,
@@ -46,12 +48,13 @@ def examine(
     mixer: Mixer | None = None,
     *,
     thorough: bool = False,
-    own: tuple[tuple[int, int], ...] = (),
+    own: Own = NOTHING_OWN,
 ) -> tuple[Finding, ...]:
     """Everything to be found out about a shape's attention (`mixer` where it is a user's own).
 
     The first finding is about its output; when that one fails there are no others.
-    `thorough` adds long rows, finite differences and compilation; `own` the case's lengths.
+    `thorough` adds long rows, finite differences and compilation; `own` is
+    what the case will ask of it.
     """
     try:
         subject = subject_of(shape, device, mixer, thorough=thorough, own=own)

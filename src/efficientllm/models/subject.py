@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,19 @@ SAME = 1e-4
 """Differences up to this share of the largest value are rounding in float32."""
 
 
+class Own(NamedTuple):
+    """What a case will ask of its attention."""
+
+    rows: tuple[tuple[int, int], ...] = ()
+    """Lengths to be examined, each with that of the prompt in it."""
+
+    costs: tuple[tuple[int, int], ...] = ()
+    """New tokens, and those before them, for which its cost will be asked."""
+
+
+NOTHING_OWN = Own()
+
+
 @dataclass
 class Subject:
     """One layer's attention in float32 with weights of about unit gain, and its positions."""
@@ -54,15 +68,14 @@ class Subject:
     encoding: Encoding
     device: torch.device
     thorough: bool
-    own: tuple[tuple[int, int], ...] = ()
-    """Lengths of the case that it is examined for, each with that of the prompt in it."""
+    own: Own
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
         """Lengths to try, each with that of the prompt in it."""
         short = ((LENGTH, PROMPT), (EVEN, EVEN_PROMPT))
         long = ((LONG, LONG_PROMPT),) if self.thorough else ()
-        return tuple(dict.fromkeys((*short, *long, *self.own)))
+        return tuple(dict.fromkeys((*short, *long, *self.own.rows)))
 
     def inputs(self, length: int, seed: int = 0, rows: int = ROWS) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -96,7 +109,7 @@ def subject_of(
     mixer: Mixer | None,
     *,
     thorough: bool,
-    own: tuple[tuple[int, int], ...] = (),
+    own: Own,
 ) -> Subject:
     """The attention of a shape, or a user's own; what its class initialises itself stays."""
     torch.manual_seed(0)
@@ -117,20 +130,21 @@ def cuts(length: int) -> tuple[int, ...]:
     return CUTS.get(length) or tuple(dict.fromkeys((1, length // 2, length - 1)))
 
 
-def own_lengths(case: Case) -> tuple[tuple[int, int], ...]:
-    """The length that a case works at, as far as it is examined, with that of the prompt in it.
+def own_work(case: Case) -> Own:
+    """Rows of a training; of generation the largest prompt and a few tokens.
 
-    Rows of a training; of generation the largest prompt and a few tokens.
+    Examined up to `MOST_OWN` tokens. Costs cost nothing: those of all lengths are asked.
     """
     match case.workload:
         case Training(sequence_length=length):
-            length = min(length, MOST_OWN)
-            return ((length, max(1, length - DECODED)),)
-        case Generate(points=points):
+            row = min(length, MOST_OWN)
+            return Own(((row, max(1, row - DECODED)),), ((length, 0),))
+        case Generate(points=points, new_tokens=new):
             prompt = min(max(points.context), MOST_OWN)
-            return ((prompt + DECODED, prompt),)
+            costs = [((c, 0), (1, c), (1, c + new - 2)) for c in points.context]
+            return Own(((prompt + DECODED, prompt),), tuple(chain.from_iterable(costs)))
         case _:
-            return ()
+            return Own((), ((LONG, 0), (1, LONG)))
 
 
 Check = Callable[[Subject], Finding]

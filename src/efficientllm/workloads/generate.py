@@ -100,7 +100,8 @@ class Generate:
                 }
                 costs = [self._face.attention_cost(1, seen - 1) for seen in visible]
                 read = [cost.read for cost in costs if cost is not None]
-                return counts | ({"cache_read_bytes": batch * sum(read)} if read else {})
+                told = bool(read) and len(read) == len(visible)  # a part would pass for the whole
+                return counts | ({"cache_read_bytes": batch * sum(read)} if told else {})
             case _:
                 tokens = float(batch * units * self._new_tokens)
                 return {
