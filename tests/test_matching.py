@@ -8,8 +8,9 @@ import pytest
 
 from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.cost import attended_pairs, attention_flops, cache_bytes
-from efficientllm.matching import matched
+from efficientllm.matching import matched, residual, residual_at, told
 from efficientllm.parameters import parameters
+from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Backbone
 
@@ -63,3 +64,41 @@ def test_an_attention_that_is_too_large_by_itself_is_refused() -> None:
 def test_the_reference_matches_itself() -> None:
     found = matched(spec("gqa", "params"))
     assert (found.shape.ffn, found.residual) == (REFERENCE.ffn, 0.0)
+
+
+def case(attention: str, match: str, **workload: Any) -> Case:
+    return Case(model=spec(attention, match), workload=workload)  # type: ignore[arg-type]
+
+
+def test_what_is_left_over_is_told_at_every_length_that_cases_work_at() -> None:
+    cases = [
+        case("sliding", "flops", kind="pretrain", sequence_length=length)
+        for length in (4096, 16384, 16384)
+    ]
+    (line,) = told(cases)
+    long = residual_at(spec("sliding", "flops"), 16384)
+    assert long < -0.01, "a window saves more of a long row"
+    assert line.startswith("match flops: 0.5B-h16 sliding, rope: feed-forward ")
+    assert line.endswith(f" left over at 4096 tokens, {long:+.2%} at 16384 (!)")
+    assert [residual(each) for each in cases[:2]] == [
+        pytest.approx(matched(spec("sliding", "flops")).residual),
+        long,
+    ]
+
+
+def test_parameters_are_left_over_alike_at_every_length() -> None:
+    cases = [case("mla", "params", kind="pretrain", sequence_length=n) for n in (128, 4096)]
+    (line,) = told(cases)
+    assert line.endswith("left over")
+    assert residual(cases[0]) == residual(cases[1]) == matched(spec("mla", "params")).residual
+    assert residual(case("mla", "none", kind="pretrain")) is None
+
+
+def test_a_generation_tells_the_worst_of_its_contexts() -> None:
+    points = {"context": [4096, 1024, 65536]}
+    each = case("mqa", "cache", kind="generate", points=points)
+    at = [residual_at(spec("mqa", "cache"), n) for n in points["context"]]
+    assert residual(each) == max(at, key=abs) == at[2] < -0.01
+    # what is read of a cache is no matter of a training
+    trained = case("mqa", "cache", kind="pretrain", sequence_length=65536)
+    assert residual(trained) == pytest.approx(at[0])
