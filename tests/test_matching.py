@@ -57,8 +57,12 @@ def test_what_a_decoded_token_reads_is_matched_weights_and_cache_together() -> N
 
 
 def test_an_attention_that_is_too_large_by_itself_is_refused() -> None:
-    with pytest.raises(SpecError, match="its attention alone is more than match: cache allows"):
-        matched(spec("mha", "cache", match_context=1 << 20))
+    with pytest.raises(SpecError) as refused:
+        matched(spec("mha", "cache", match_context=1 << 20, position="alibi"))
+    assert str(refused.value) == (
+        "model: 0.5B-h16 mha, alibi: its attention alone is more than match: cache allows at"
+        " 1048576 tokens; leave this variant out, or take another match"
+    )
 
 
 def test_the_reference_matches_itself() -> None:

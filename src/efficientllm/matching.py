@@ -55,8 +55,10 @@ def matched(spec: Backbone) -> Matched:
     narrow, wide = (_amount(_with(shape, width), what, context) for width in (STEP, 2 * STEP))
     steps = round((target - narrow) / (wide - narrow))
     if steps < 0:
+        where = "" if what == "params" else f" at {context} tokens"
         raise SpecError(
-            f"model: {shape.name}: its attention alone is more than match: {spec.match} allows"
+            f"model: {_name(spec)}: its attention alone is more than match: {what} allows{where};"
+            " leave this variant out, or take another match"
         )
     resized = _with(shape, STEP * (1 + steps))
     return Matched(resized, what, (_amount(resized, what, context) - target) / target)
