@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from efficientllm.catalog.backbone import backbone_shape
-from efficientllm.cost import attended_pairs, attention_flops, cache_bytes
+from efficientllm.cost import attended_pairs, attention_flops
 from efficientllm.matching import matched, residual, residual_at, told
 from efficientllm.parameters import parameters
 from efficientllm.spec.case import Case
@@ -46,14 +46,22 @@ def test_flops_are_matched_at_the_context_that_is_named() -> None:
     assert forward(found) == pytest.approx(forward(REFERENCE), rel=0.005)
 
 
-def test_what_a_decoded_token_reads_is_matched_weights_and_cache_together() -> None:
-    found = matched(spec("mha", "cache", match_context=4096)).shape
+@pytest.mark.parametrize(
+    ("attention", "context", "tokens"),
+    [("mha", 4096, 4096), ("sliding", 16384, 1024), ("nsa", 16384, 1792)],
+)
+def test_what_a_decoded_token_reads_is_matched_weights_and_cache_together(
+    attention: str, context: int, tokens: int
+) -> None:
+    """Of sparse attention 256 block means, 16 blocks of 64 and a window of 512 are read."""
+    found = matched(spec(attention, "cache", match_context=context)).shape
 
-    def read(shape: Any) -> int:
-        return 2 * parameters(shape).total + cache_bytes(shape, 4096)
+    def read(shape: Any, tokens: int) -> int:
+        a_token = 2 * shape.layers * 2 * shape.kv_heads * shape.head_dim
+        return 2 * parameters(shape).total + tokens * a_token
 
-    assert found.ffn < REFERENCE.ffn
-    assert read(found) == pytest.approx(read(REFERENCE), rel=0.005)
+    assert (found.ffn < REFERENCE.ffn) == (attention == "mha")
+    assert read(found, tokens) == pytest.approx(read(REFERENCE, context), rel=0.005)
 
 
 def test_an_attention_that_is_too_large_by_itself_is_refused() -> None:

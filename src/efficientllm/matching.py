@@ -14,7 +14,7 @@ from typing import NamedTuple, assert_never
 
 from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.catalog.shape import Shape
-from efficientllm.cost import attended_pairs, attention_flops, cache_bytes
+from efficientllm.cost import attended_pairs, attention_flops, cache_read_bytes
 from efficientllm.parameters import parameters
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
@@ -116,7 +116,7 @@ def _amount(shape: Shape, what: Match, context: int) -> float:
             return 2.0 * context * (counts.products + shape.vocab * shape.hidden) + attention
         case "cache":
             lookup = counts.position + (0 if shape.tied else counts.embedding)
-            return ELEMENT * (counts.total - lookup) + cache_bytes(shape, context, ELEMENT)
+            return ELEMENT * (counts.total - lookup) + cache_read_bytes(shape, context, ELEMENT)
         case never:
             assert_never(never)
 
