@@ -63,6 +63,16 @@ def test_every_way_to_tune_is_a_case(technique: str) -> None:
     assert case(workload="finetune", technique=technique).technique_label == technique
 
 
+def test_far_buckets_of_distances_need_distances() -> None:
+    def sizes(**sizes: int) -> dict[str, Any]:
+        return {"kind": "backbone", "position": {"kind": "t5"} | sizes}
+
+    for buckets, most in ((64, 32), (64, 20), (256, 128)):
+        with pytest.raises(ValidationError, match=f"max_distance {most} must be above"):
+            case(model=sizes(buckets=buckets, max_distance=most))
+    assert case(model=sizes(buckets=64, max_distance=33))
+
+
 def test_training_has_one_point_its_batch_and_length() -> None:
     found = case(workload={"kind": "pretrain", "batch": 4, "sequence_length": 64})
     assert found.points == (Point(4, 64),)
