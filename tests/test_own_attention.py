@@ -21,6 +21,7 @@ from tests import samples
 from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
 
 ROOT = Path(__file__).parents[1]
+LEAVES = spoiled(("seen = torch", "raise SystemExit(0)\n        seen = torch"))
 SMALL = {"sequence_length": 32, "batch": 2, "precision": {"compute": "float32"}, "steps": 6}
 
 
@@ -176,6 +177,7 @@ def test_one_whose_cost_fails_at_its_length_runs_without_those_counts(
             "Mine: an input of [2, 1, 128] gives an output of [2, 1, 384]; forward gives",
         ),
         (RAISES, "Mine: KeyError: 'no such head' (its line 28); the class is made with"),
+        (LEAVES, "Mine: SystemExit: 0 (its line 28); the class is made with"),
     ],
 )
 def test_one_that_gives_no_layer_is_unsupported_with_the_reason(
@@ -186,6 +188,18 @@ def test_one_that_gives_no_layer_is_unsupported_with_the_reason(
     assert (story.outcome.status, story.outcome.phase) == ("unsupported", "load")
     assert story.outcome.reason.startswith(reason)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_one_that_leaves_the_process_in_its_work_is_not_tried_again(
+    tmp_path: Path, cache: Path
+) -> None:
+    text = spoiled(("seen = torch", "if len(x) == 3: exit()\n        seen = torch"))
+    case = training(tmp_path, text)
+    workload = case.workload.model_copy(update={"batch": 3})
+    story = story_of(case.model_copy(update={"workload": workload}), tmp_path, cache)
+    assert story.outcome is not None
+    assert story.outcome.status == "unsupported"
+    assert story.outcome.reason == "SystemExit: None (its line 28)"
 
 
 def test_a_file_that_changed_after_planning_is_not_run(tmp_path: Path, cache: Path) -> None:

@@ -105,6 +105,7 @@ def test_a_users_attention_passes_the_same_checks(tmp_path: Path) -> None:
             "1000000 bytes stated as read, 98304 allocated",
         ),
         (spoiled(("Cost(flops,", "Cost(-flops,")), "FLOPs", "0 or more"),
+        (spoiled(("return Cost(", "raise SystemExit(")), "FLOPs", "gives no Cost: SystemExit"),
         (spoiled(("return Cost(", "return len(")), "FLOPs", "gives no Cost: TypeError"),
     ],
 )
@@ -120,6 +121,8 @@ def test_each_way_to_be_wrong_is_found(tmp_path: Path, text: str, check: str, se
         (WRONG_SHAPE, "an input of [2, 1, 64] gives an output of [2, 1, 192]"),
         (RAISES, "KeyError: 'no such head' (its line 28)"),
         (spoiled(("def __init__(self, shape)", "def __init__(self)")), "TypeError"),
+        (spoiled(("seen = torch", "raise SystemExit(3)\n        seen = torch")), "SystemExit: 3"),
+        (spoiled(("super().__init__()", "super().__init__()\n        exit()")), "SystemExit"),
         (spoiled(("return self.out(", "return x, self.out(")), "gives a tuple, not a tensor"),
         (spoiled(("return self.out(", "return x.double() * self.out(")), "of torch.float64"),
         (spoiled(("* self.scale", "/ 0.0 * self.scale")), "not all of the output is finite"),

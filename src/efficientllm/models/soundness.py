@@ -23,7 +23,7 @@ from efficientllm.catalog.shape import Shape
 from efficientllm.device import free_cached, is_out_of_memory
 from efficientllm.models import accounts, numerics
 from efficientllm.models.decoder import Mixer
-from efficientllm.models.own import told
+from efficientllm.models.own import THEIRS, told
 from efficientllm.models.position import Positions
 from efficientllm.models.subject import (
     EVEN,
@@ -58,7 +58,7 @@ def examine(
     """
     try:
         subject = subject_of(shape, device, mixer, thorough=thorough, own=own)
-    except Exception as error:
+    except THEIRS as error:
         return (Finding(name="output", verdict="failed", seen=told(error), advice=_BUILD),)
     first = _found("output", _output, subject)
     if first.verdict == "failed":
@@ -77,7 +77,7 @@ def _found(name: str, check: Check, subject: Subject) -> Finding:
     """What a check found; one that cannot be run to its end has failed."""
     try:
         return check(subject)
-    except Exception as error:
+    except THEIRS as error:
         if is_out_of_memory(error):
             raise
         advice = _BUILD if name == "output" else ""
