@@ -77,6 +77,12 @@ def test_a_check_that_fails_says_what_to_do_and_ends_with_one(tmp_path: Path) ->
     assert "causality    failed  tokens from 1 on change outputs before them" in checked.stdout
     assert "-> mask every key behind its query" in checked.stdout
     assert "Traceback" not in checked.stdout + checked.stderr
+    assert checked.stdout.endswith("It runs; its rows will not be ranked.\n")
+    for text in (RAISES, "import nothing_of_the_kind\n\n\nclass Mine: ...\n"):
+        written(tmp_path, text)
+        checked = called(tmp_path, "check", "mine.py:Mine", "--preset", "tiny")
+        assert checked.returncode == 1
+        assert checked.stdout.endswith("It does not run.\n"), checked.stderr
     missing = called(tmp_path, "check", "mine.py:Yours")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "mine.py: has no Yours; there is Mine" in missing.stderr

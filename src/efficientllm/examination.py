@@ -49,7 +49,9 @@ def examine_command(
             table.add_row("", "", escape(f"-> {finding.advice}"))
     console.print(table)
     if failed:
-        console.print("[red]It runs; its rows will not be ranked.[/red]")
+        runs = findings[0].verdict != "failed"  # without an output nothing else is looked for
+        verdict = "It runs; its rows will not be ranked." if runs else "It does not run."
+        console.print(f"[red]{verdict}[/red]")
         return 1
     console.print("It may be ranked.")
     return 0
