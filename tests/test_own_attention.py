@@ -86,6 +86,11 @@ def test_a_check_that_fails_says_what_to_do_and_ends_with_one(tmp_path: Path) ->
     missing = called(tmp_path, "check", "mine.py:Yours")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "mine.py: has no Yours; there is Mine" in missing.stderr
+    words = ("check", "mha", "--preset", "tiny", "--position")
+    assert "uses what position alibi tells it" in called(tmp_path, *words, "alibi").stdout
+    wrong = called(tmp_path, *words, "alibis")
+    assert wrong.returncode == 2
+    assert "alibi" in wrong.stderr
     unknown = called(tmp_path, "check", "mhaa")
     assert unknown.returncode == 2
     assert "mha" in unknown.stderr
