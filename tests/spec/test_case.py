@@ -9,8 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from efficientllm.spec.case import Case, Point
+from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Checkpoint
 from efficientllm.spec.protocol import LOOKS, PROFILES, Protocol
+from efficientllm.spec.suite import one_line_suite
 from efficientllm.spec.workload import AdamW, Points, Precision, Pretrain
 
 COMMIT = "0123456789" * 4
@@ -29,6 +31,24 @@ def test_only_what_is_trained_on_is_selected(rules: dict[str, Any]) -> None:
     ):
         with pytest.raises(ValidationError, match="only the data of pretrain and finetune takes"):
             Case.model_validate({"model": "backbone-tiny"} | parts)
+
+
+@pytest.mark.parametrize(("kind", "part"), [("pretrain", "prose"), ("finetune", "code")])
+@pytest.mark.parametrize("rule", ["dedup=exact", "order=short_first", "filter.min_chars=9"])
+def test_the_default_text_is_selected_from_without_its_name(
+    kind: str, part: str, rule: str
+) -> None:
+    words = ("model=backbone-tiny", *(("technique=full",) if kind == "finetune" else ()))
+    (short,) = one_line_suite(kind, (*words, f"data.{rule}")).cases
+    named = (f"data.{rule}", "data.kind=stdlib", f"data.part={part}")
+    (long,) = one_line_suite(kind, (*words, *named)).cases
+    assert short.case_id == long.case_id
+    assert short.workload.data.part == part
+
+
+def test_what_names_a_text_of_another_kind_still_needs_the_kind() -> None:
+    with pytest.raises(SpecError, match="needs a `kind:`"):
+        one_line_suite("pretrain", ("model=backbone-tiny", "data.path=./texts"))
 
 
 def case(**parts: Any) -> Case:
