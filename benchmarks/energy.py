@@ -76,7 +76,7 @@ def main() -> None:
     }
     spans = {}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "efficientllm.meters.sampler", "--uuid", card.uuid]
+        command = [sys.executable, "-P", "-m", "efficientllm.meters.sampler", "--uuid", card.uuid]
         command += ["--pid", str(os.getpid()), "--parent", str(os.getpid()), "--out", folder]
         sampler = subprocess.Popen(command)
         time.sleep(2)

@@ -66,7 +66,7 @@ def harness(work: Any, device: torch.device) -> float:
 def sampler(folder: str) -> subprocess.Popen[bytes]:
     """The sampler as a trial starts it."""
     cards = machine.gpus()
-    command = [sys.executable, "-m", "efficientllm.meters.sampler", "--pid", str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "efficientllm.meters.sampler", "--pid", str(os.getpid())]
     command += ["--parent", str(os.getpid()), "--out", folder]
     return subprocess.Popen(command + (["--uuid", cards[0].uuid] if cards else []))
 

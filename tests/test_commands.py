@@ -64,3 +64,15 @@ def test_names_lose_the_stage_that_all_share_and_keep_it_where_they_differ(tmp_p
     text = console.export_text()
     assert "pretrain-mha" in text
     assert "finetune-lora" in text
+
+
+def test_machines_that_are_not_here_get_the_micro_batch_that_fits_each() -> None:
+    suite = load_suite("attention", ("model.preset=1.5B-h16",)).only("train-4096-*")
+    console = Console(width=200, record=True, file=io.StringIO())
+    commands.plan_on_command(console, suite, ["h100-80gb", "h200-141gb"])
+    text = console.export_text()
+    rows = [re.findall(r"fits, micro_batch (\d+)", line) for line in text.splitlines()[1:-1]]
+    sizes = {tuple(row) for row in rows if row}
+    assert len(sizes) == 1, text
+    ((small, large),) = sizes
+    assert int(small) < int(large)

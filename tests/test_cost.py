@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from efficientllm import cost
-from efficientllm.catalog.shape import Experts, Latent, Shape, shape_named
+from efficientllm.catalog.shape import Experts, Latent, Shape, Sparse, shape_named
 from efficientllm.parameters import lora_parameters, parameters
 from efficientllm.spec.technique import Custom, Freeze, Full, Lora, Technique
 from efficientllm.techniques import apply
@@ -183,6 +183,27 @@ def test_a_sliding_window_bounds_prefill_and_decode() -> None:
     assert less is not None
     assert more - less == 4 * HEADS * D * L * saved
     assert cost.decode_flops(windowed, 1, 100) == cost.decode_flops(shape(), 1, 4)
+
+
+SPARSE = shape(sparse=Sparse(block=4, selected=2, window=3))
+
+
+def test_a_new_token_sees_its_own_block_up_to_itself_and_reads_all_of_it() -> None:
+    # the eleventh token: two blocks lie behind; 4 of the chosen one, 3 of its own; a window of 3
+    assert cost.visible_pairs(SPARSE, 11) == 2 + (4 + 3) + 3
+    assert cost.visible_pairs(SPARSE, 12) == 3 + (4 + 4) + 3
+    assert cost.visible_pairs(SPARSE, 6) == 1 + 6 + 3, "fewer blocks than may be chosen"
+    assert cost.visible_pairs(SPARSE, 11.0) == 2 + (4 + (1 + 2 + 3 + 4) / 4) + 3, "a mean"
+    token = L * 2 * HEADS * D * 2
+    assert cost.cache_read_bytes(SPARSE, 11) == (2 + 8 + 3) * token
+    assert cost.cache_read_bytes(SPARSE, 11.0) == (2 + 8 + 3) * token
+
+
+@pytest.mark.parametrize("of", [shape(), shape(sliding_window=5), SPARSE])
+def test_the_tokens_of_a_row_see_together_what_the_row_has(of: Shape) -> None:
+    for tokens in range(1, 40):
+        seen = sum(cost.visible_pairs(of, t) for t in range(1, tokens + 1))
+        assert cost.attended_pairs(of, tokens) == seen
 
 
 def test_a_mixture_counts_the_experts_that_a_token_visits() -> None:

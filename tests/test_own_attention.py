@@ -18,9 +18,10 @@ from efficientllm.metrics import View
 from efficientllm.pin import pin
 from efficientllm.spec.case import Case
 from tests import samples
-from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, written
+from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
 
 ROOT = Path(__file__).parents[1]
+LEAVES = spoiled(("seen = torch", "raise SystemExit(0)\n        seen = torch"))
 SMALL = {"sequence_length": 32, "batch": 2, "precision": {"compute": "float32"}, "steps": 6}
 
 
@@ -76,9 +77,20 @@ def test_a_check_that_fails_says_what_to_do_and_ends_with_one(tmp_path: Path) ->
     assert "causality    failed  tokens from 1 on change outputs before them" in checked.stdout
     assert "-> mask every key behind its query" in checked.stdout
     assert "Traceback" not in checked.stdout + checked.stderr
+    assert checked.stdout.endswith("It runs; its rows will not be ranked.\n")
+    for text in (RAISES, "import nothing_of_the_kind\n\n\nclass Mine: ...\n"):
+        written(tmp_path, text)
+        checked = called(tmp_path, "check", "mine.py:Mine", "--preset", "tiny")
+        assert checked.returncode == 1
+        assert checked.stdout.endswith("It does not run.\n"), checked.stderr
     missing = called(tmp_path, "check", "mine.py:Yours")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "mine.py: has no Yours; there is Mine" in missing.stderr
+    words = ("check", "mha", "--preset", "tiny", "--position")
+    assert "uses what position alibi tells it" in called(tmp_path, *words, "alibi").stdout
+    wrong = called(tmp_path, *words, "alibis")
+    assert wrong.returncode == 2
+    assert "alibi" in wrong.stderr
     unknown = called(tmp_path, "check", "mhaa")
     assert unknown.returncode == 2
     assert "mha" in unknown.stderr
@@ -148,6 +160,26 @@ def test_one_that_looks_ahead_runs_and_is_not_ranked(tmp_path: Path, cache: Path
     assert "causality: tokens from 1 on change" in texts["CUSTOM_CHECK_FAILED"]
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "generate"])
+def test_one_whose_cost_fails_at_its_length_runs_without_those_counts(
+    tmp_path: Path, cache: Path, kind: str
+) -> None:
+    text = spoiled(("pairs = new * seen", "pairs = 1 // (new + seen not in (32, 33)) * new * seen"))
+    case = training(tmp_path, text)
+    if kind == "generate":
+        workload = {"kind": kind, "points": {"context": [32]}, "new_tokens": 4}
+        value = case.model_dump() | {"workload": workload, "quality": None}
+        case = Case.model_validate(value)
+    story = story_of(case, tmp_path, cache)
+    assert story.outcome is not None
+    assert story.outcome.status == "ok", story.outcome
+    for window in story.points[0].windows:
+        assert not {"attention_flops", "cache_read_bytes"} & window.counts.keys()
+    assert story.build is not None
+    assert story.build.attention is not None
+    assert [f.name for f in story.build.attention.failed] == ["FLOPs"]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -156,6 +188,7 @@ def test_one_that_looks_ahead_runs_and_is_not_ranked(tmp_path: Path, cache: Path
             "Mine: an input of [2, 1, 128] gives an output of [2, 1, 384]; forward gives",
         ),
         (RAISES, "Mine: KeyError: 'no such head' (its line 28); the class is made with"),
+        (LEAVES, "Mine: SystemExit: 0 (its line 28); the class is made with"),
     ],
 )
 def test_one_that_gives_no_layer_is_unsupported_with_the_reason(
@@ -166,6 +199,18 @@ def test_one_that_gives_no_layer_is_unsupported_with_the_reason(
     assert (story.outcome.status, story.outcome.phase) == ("unsupported", "load")
     assert story.outcome.reason.startswith(reason)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_one_that_leaves_the_process_in_its_work_is_not_tried_again(
+    tmp_path: Path, cache: Path
+) -> None:
+    text = spoiled(("seen = torch", "if len(x) == 3: exit()\n        seen = torch"))
+    case = training(tmp_path, text)
+    workload = case.workload.model_copy(update={"batch": 3})
+    story = story_of(case.model_copy(update={"workload": workload}), tmp_path, cache)
+    assert story.outcome is not None
+    assert story.outcome.status == "unsupported"
+    assert story.outcome.reason == "SystemExit: None (its line 28)"
 
 
 def test_a_file_that_changed_after_planning_is_not_run(tmp_path: Path, cache: Path) -> None:

@@ -239,6 +239,7 @@ def test_env_ids_are_equal_for_equal_surroundings_only() -> None:
     one = env_id(machine, software, {"compile": "layer", "idle_power_w": 80.0})
     assert one == env_id(machine, software, {"idle_power_w": 81.5, "compile": "layer"})
     assert one == env_id(machine, software, {"compile": "layer", "epochs": 1.5})  # of the seed
+    assert one == env_id(machine, software, {"compile": "layer", "match_residual": 0.02})
     assert one != env_id(machine, software, {"compile": "none"})
     assert one != env_id(machine, software, {"compile": "layer"}, MEASURING + 1)
 

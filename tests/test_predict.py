@@ -184,10 +184,22 @@ def test_the_nearest_batch_that_fits_fits_and_the_next_does_not(workload: str) -
 
     def needed(batch: int) -> float:
         part = {"points": {"batch": batch, "context": 8192}} if workload == "generate" else {}
-        smaller = case(model="backbone-1.5B", workload=spec | (part or {"batch": batch}))
+        smaller = case(model="backbone-1.5B", workload=spec | (part or {"micro_batch": batch}))
         return memory(smaller).total
 
     assert needed(found) <= gib * GIB < needed(2 * found)
+
+
+def test_the_micro_batch_that_is_advised_fits_beside_gradients_that_stay() -> None:
+    of = case(model="backbone-1.5B", workload={"kind": "pretrain", "batch": 64})
+    shape = predict.shape_of(of)
+    assert shape is not None
+    for gib in range(26, 80, 2):
+        found = largest(of, shape, gib)
+        if found is not None:
+            at = memory(predict.with_micro_batch(of, found))
+            assert at.gradients_stay
+            assert at.total <= gib * GIB
 
 
 def test_when_not_even_one_sequence_fits_there_is_no_batch() -> None:
@@ -197,9 +209,11 @@ def test_when_not_even_one_sequence_fits_there_is_no_batch() -> None:
     assert largest(of, shape, 24) is None
 
 
-def test_an_odd_batch_falls_to_the_power_of_two_below() -> None:
-    of = case(workload={"kind": "pretrain", "batch": 6, "sequence_length": 128})
+def test_an_odd_batch_falls_to_its_divisors_in_training_and_to_powers_of_two_else() -> None:
     shape = presets()["tiny"]
+    of = case(workload={"kind": "pretrain", "batch": 6, "sequence_length": 128})
+    assert largest(of, shape, 1000) == 3
+    of = case(workload={"kind": "generate", "points": {"batch": 6}})
     assert largest(of, shape, 1000) == 4
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from efficientllm.describe import build_facts
 from efficientllm.journal import Task
+from efficientllm.matching import residual
 from efficientllm.models.checkpoint import save_checkpoint
 from efficientllm.models.decoder import Decoder
 from efficientllm.prepare import Assembly, assemble, work_for
@@ -120,6 +121,15 @@ def test_pretraining_trains_every_weight_of_our_decoder_in_fused_layers(home: Ho
     assert resolved["loss"] == "plain"
     assert resolved["tokenizer_sha256"] == tiny.byte_vocabulary().sha256
     assert len(resolved["text_sha256"]) == 64
+
+
+def test_what_matching_left_over_is_told_of_a_matched_backbone_only(home: Home) -> None:
+    workload = home.training("pretrain", sequence_length=128)
+    model = home.backbone(attention="mqa", match="flops", match_context=64)
+    assembly, _ = home.assemble(model=model, workload=workload)
+    assert assembly.resolved["match_residual"] == residual(assembly.case)
+    plain, _ = home.assemble(model=home.backbone(attention="mqa"), workload=workload)
+    assert "match_residual" not in plain.resolved
 
 
 def test_what_was_selected_and_how_often_it_is_read_is_told(home: Home) -> None:

@@ -255,6 +255,9 @@ def doctor(store: StorePath = DEFAULT_STORE, gpu: GpuIndex = None) -> None:
 def check(
     what: Annotated[str, typer.Argument(help="FILE:CLASS, or one of ours: mha, gqa, mla ...")],
     preset: Annotated[str, typer.Option(help="the backbone whose sizes it gets")] = "small",
+    position: Annotated[
+        str, typer.Option(help="what tells it positions, as model.position: rope, t5, alibi ...")
+    ] = "rope",
     gpu: GpuIndex = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
 ) -> None:
@@ -263,7 +266,8 @@ def check(
     from efficientllm.machine import choose_gpu
 
     with explained():
-        raise typer.Exit(examine_command(_console(), what, preset, choose_gpu(gpu), as_json))
+        card = choose_gpu(gpu)
+        raise typer.Exit(examine_command(_console(), what, preset, position, card, as_json))
 
 
 def main() -> None:

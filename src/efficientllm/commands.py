@@ -195,14 +195,9 @@ def plan_command(console: Console, suite: Suite, store_path: Path, gpu: machine.
         seconds = _seconds(case, suite, shelf, rate, gpu is not None)
         state = f"{done} of {suite.protocol.looks()[0]}"
         for i, point in enumerate(case.points):
-            at = predict.with_micro_batch(case, rows.get(case.case_id))
-            needed = predict.memory(at, shape, point).total if shape else None
-            fits = _fits(at, shape, point, needed, float(here.device_memory_bytes))
-            if case.case_id in rows:
-                fits += f", micro_batch {rows[case.case_id]}"
-            size = "unknown" if needed is None else f"{needed / GIB:.1f}"
+            size, fits = _memory(case, shape, point, float(here.device_memory_bytes), rows)
             once = (_per_parameter(case, shape), duration.minutes(seconds), state) if i == 0 else ()
-            table.add_row(_short(case, suite), str(point), size, fits, *once)
+            table.add_row(_short(case, suite), str(point), size or "unknown", fits, *once)
     console.print(
         f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}; GiB is"
         " the predicted peak"
@@ -248,18 +243,28 @@ def plan_on_command(console: Console, suite: Suite, names: list[str]) -> None:
     for peak in peaks:
         nominal = " nominal" if peak.nominal else ""
         table.add_column(f"{peak.id} {peak.memory_gib:.1f}{nominal}", overflow="fold")
+    available = [peak.memory_gib * GIB for peak in peaks]
+    rows = [micro_batches(suite, bytes_) for bytes_ in available]
     for case in suite.cases:
         shape = predict.shape_of(case, suite)
         for point in case.points:
-            cells = []
-            for peak in peaks:
-                available = peak.memory_gib * GIB
-                needed = predict.memory(case, shape, point).total if shape else None
-                size = "" if needed is None else f"{needed / GIB:6.1f} "
-                cells.append(size + _fits(case, shape, point, needed, available))
-            table.add_row(_short(case, suite), str(point), *cells)
+            machines = zip(available, rows, strict=True)
+            found = [_memory(case, shape, point, *each) for each in machines]
+            table.add_row(_short(case, suite), str(point), *(f"{gib:>6} {f}" for gib, f in found))
     console.print(table)
     console.print("Time and kWh: run plan on the machine itself.")
+
+
+def _memory(
+    case: Case, shape: Shape | None, point: Point, available: float, rows: dict[str, int]
+) -> tuple[str, str]:
+    """Predicted GiB and whether they fit, at the micro-batch of `rows` if the case is there."""
+    size = rows.get(case.case_id)
+    at = predict.with_micro_batch(case, size)
+    needed = predict.memory(at, shape, point).total if shape else None
+    fits = _fits(at, shape, point, needed, available)
+    fits += "" if size is None else f", micro_batch {size}"
+    return "" if needed is None else f"{needed / GIB:.1f}", fits
 
 
 def _fits(case: Case, shape: Any, point: Point, needed: float | None, available: float) -> str:

@@ -62,12 +62,22 @@ def attended_pairs(shape: Shape, tokens: int) -> int:
 
 
 def visible_pairs(shape: Shape, context: float) -> float:
-    """Pairs of one new token when `context` tokens (itself included) are visible."""
+    """Pairs of one new token when `context` tokens (itself included) are visible.
+
+    A whole number is one context, a float the mean of many: of its own block a token then
+    sees half.
+    """
     if shape.sparse is not None:
-        sparse = shape.sparse
-        read = min(context, sparse.selected * sparse.block) + min(context, sparse.window)
-        return context // sparse.block + read
+        block = shape.sparse.block
+        unseen = -context % block if isinstance(context, int) else (block - 1) / 2
+        return _sparse_token(shape.sparse, context, unseen)
     return min(context, shape.sliding_window or context)
+
+
+def _sparse_token(sparse: Sparse, context: float, unseen: float = 0) -> float:
+    """Keys of all three branches for one new token, less those of its own block behind it."""
+    selected = min(context, sparse.selected * sparse.block - unseen)
+    return context // sparse.block + selected + min(context, sparse.window)
 
 
 @cache
@@ -178,5 +188,10 @@ def cache_bytes(shape: Shape, slots: int, element_bytes: int = 2) -> int:
 
 
 def cache_read_bytes(shape: Shape, context: float, element_bytes: int = 2) -> float:
-    """Bytes of the cache that one decode step of one sequence has to read."""
-    return visible_pairs(shape, context) * kv_bytes_per_token(shape, element_bytes)
+    """Bytes of the cache that one decode step of one sequence has to read.
+
+    A selected block is read whole, also what is not seen of the token's own.
+    """
+    sparse = shape.sparse
+    read = visible_pairs(shape, context) if sparse is None else _sparse_token(sparse, context)
+    return read * kv_bytes_per_token(shape, element_bytes)

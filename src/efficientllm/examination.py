@@ -31,10 +31,10 @@ COLOURS = {"passed": "green", "failed": "red", "told": "yellow"}
 
 
 def examine_command(
-    console: Console, what: str, preset: str, gpu: Gpu | None, as_json: bool
+    console: Console, what: str, preset: str, position: str, gpu: Gpu | None, as_json: bool
 ) -> int:
     """Print every finding about an attention; 1 when it failed any, or could not be examined."""
-    findings = examined(what, preset, gpu)
+    findings = examined(what, preset, position, gpu)
     failed = [finding for finding in findings if finding.verdict == "failed"]
     if as_json:
         text = json.dumps([finding.model_dump() for finding in findings], indent=1)
@@ -49,18 +49,20 @@ def examine_command(
             table.add_row("", "", escape(f"-> {finding.advice}"))
     console.print(table)
     if failed:
-        console.print("[red]It runs; its rows will not be ranked.[/red]")
+        runs = findings[0].verdict != "failed"  # without an output nothing else is looked for
+        verdict = "It runs; its rows will not be ranked." if runs else "It does not run."
+        console.print(f"[red]{verdict}[/red]")
         return 1
     console.print("It may be ranked.")
     return 0
 
 
-def examined(what: str, preset: str, gpu: Gpu | None) -> tuple[Finding, ...]:
-    """The findings about `FILE:CLASS` or one of our kinds, from a worker.
+def examined(what: str, preset: str, position: str, gpu: Gpu | None) -> tuple[Finding, ...]:
+    """The findings about `FILE:CLASS` or one of our kinds under an encoding, from a worker.
 
     Raises SpecError where there is no such thing.
     """
-    case = _case(what, preset)
+    case = _case(what, preset, position)
     with (
         tempfile.TemporaryDirectory(prefix="efficientllm-check-") as folder,
         Launcher(Store(Path(folder)), gpu, space_bytes=NEEDED_BYTES) as launcher,
@@ -77,13 +79,14 @@ def _findings(record: Record) -> tuple[Finding, ...]:
     return (Finding(name=end.phase or "start", verdict="failed", seen=end.reason or end.status),)
 
 
-def _case(what: str, preset: str) -> Case:
+def _case(what: str, preset: str, position: str) -> Case:
     value = {
         "name": "check",
         "model": {
             "kind": "backbone",
             "preset": preset,
             "attention": f"custom:{what}" if ":" in what else what,
+            "position": position,
         },
         "workload": {"kind": "probe", "check": "attention"},
     }

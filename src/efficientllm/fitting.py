@@ -8,7 +8,6 @@ hungriest of them is predicted to fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from efficientllm import predict
@@ -45,14 +44,10 @@ def _shared(case: Case) -> tuple[Any, ...]:
 def _largest(group: list[Case], suite: Suite, memory_bytes: float) -> int:
     spec = group[0].workload
     assert isinstance(spec, Training)
-    for size in _divisors(spec.batch):
+    for size in predict.divisors(spec.batch):
         if all(_fits(case, size, suite, memory_bytes) for case in group):
             return size
     return 1
-
-
-def _divisors(number: int) -> Iterable[int]:
-    return (n for n in range(number, 0, -1) if number % n == 0)
 
 
 def _fits(case: Case, size: int, suite: Suite, memory_bytes: float) -> bool:

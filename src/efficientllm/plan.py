@@ -25,6 +25,7 @@ from efficientllm.spec.suite import Suite
 from efficientllm.store import Store
 
 MAX_TRIES = 3
+_UNSETTLED = ("idle_power_w", "epochs", "match_residual")
 _IDENTITY_FREE = ("efficientllm", "commit", "source", "kernel", "python")
 
 
@@ -61,8 +62,9 @@ def env_id(
 ) -> str:
     """What must be equal for two records of a case to be replicates."""
     relevant = {k: v for k, v in software.items() if k not in _IDENTITY_FREE}
-    # The idle power was measured; how documents fill rows, and so the epochs, is the seed's.
-    settled = {k: v for k, v in resolved.items() if k not in ("idle_power_w", "epochs")}
+    # The idle power was measured; how documents fill rows, and so the epochs, is the seed's;
+    # what matching left over follows from the case.
+    settled = {k: v for k, v in resolved.items() if k not in _UNSETTLED}
     return digest([machine.name, relevant, settled, measuring])
 
 

@@ -9,6 +9,7 @@ has.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -221,24 +222,28 @@ def fit(needed: float, available: float) -> Fit:
 
 
 def largest_batch(case: Case, shape: Shape, point: Point, available: float) -> int | None:
-    """The largest smaller batch (a power of two) that fits: the nearest change that does."""
-    batch = 1 << (point.batch.bit_length() - 1)
-    while batch >= 1:
-        smaller = _with_batch(case, batch)
-        if batch < point.batch:
-            needed = memory(smaller, shape, Point(batch, point.context)).total
-            if needed <= available:
-                return batch
-        batch //= 2
+    """The largest smaller batch that fits, in training micro-batch: the nearest change that does.
+
+    Generation is tried at powers of two, training at divisors of the batch that it keeps.
+    """
+    spec = case.workload
+    tried: Iterable[tuple[int, Case, Point]]
+    if isinstance(spec, Training):
+        rows = spec.micro_batch if isinstance(spec.micro_batch, int) else spec.batch
+        sizes = (n for n in divisors(spec.batch) if n < rows)
+        tried = ((n, with_micro_batch(case, n), point) for n in sizes)
+    else:
+        powers = (1 << i for i in reversed(range((point.batch - 1).bit_length())))
+        tried = ((n, case, Point(n, point.context)) for n in powers)
+    for size, smaller, at in tried:
+        if memory(smaller, shape, at).total <= available:
+            return size
     return None
 
 
-def _with_batch(case: Case, batch: int) -> Case:
-    """The case with that many sequences at once (for training: in one micro-batch)."""
-    if not isinstance(case.workload, Training):
-        return case
-    update = {"batch": batch, "micro_batch": "auto"}
-    return case.model_copy(update={"workload": case.workload.model_copy(update=update)})
+def divisors(number: int) -> Iterable[int]:
+    """All that divide a number, the largest first."""
+    return (n for n in range(number, 0, -1) if number % n == 0)
 
 
 def with_micro_batch(case: Case, size: int | None) -> Case:

@@ -18,6 +18,7 @@ from efficientllm.catalog.shape import Shape
 from efficientllm.clock import sleep
 from efficientllm.device import Device, leave_attention_open, pin_attention
 from efficientllm.journal import Task
+from efficientllm.matching import residual
 from efficientllm.models.admission import admit
 from efficientllm.models.attend import kernel
 from efficientllm.models.attend_cached import decoding_of
@@ -83,10 +84,12 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
     if isinstance(case.workload, Probe) and case.workload.check != "attention":
         return assembly
     probing = isinstance(case.workload, Probe)
-    mixer, examined = admit(case.model, device.torch, probing=probing)
+    mixer, examined = admit(case, device.torch)
     model, shape = build_model(
         case.model, device.torch, _first_dtype(case), task.seed, task.parent_weights, mixer
     )
+    if (left := residual(case)) is not None:
+        assembly.resolved["match_residual"] = left
     build = Build(model, shape, device.torch, case.random_weights, attention=examined)
     assembly.build, assembly.logical_params = build, _logical_params(model, shape)
     if probing:

@@ -82,6 +82,15 @@ def tuning(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
+def _python(module: str, *words: str) -> list[str]:
+    """The command for a module of ours, which imports nothing from the working directory.
+
+    A file there is no part of a case's identity, and one called random.py would take the
+    place of Python's own.
+    """
+    return [sys.executable, "-P", "-m", module, *words]
+
+
 class ForkServer:
     """A `efficientllm.forkserver` and the workers it has forked."""
 
@@ -91,7 +100,7 @@ class ForkServer:
         self._exits: dict[int, int] = {}
         with errors.open("ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "efficientllm.forkserver", str(os.getpid())],
+                _python("efficientllm.forkserver", str(os.getpid())),
                 bufsize=0,  # a request that cannot be written must not wait for close()
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -198,7 +207,7 @@ class FreshInterpreter:
         self._environment = environment
 
     def start(self, folder: Path) -> Worker:
-        command = [sys.executable, "-m", "efficientllm.worker", str(folder), str(os.getpid())]
+        command = _python("efficientllm.worker", str(folder), str(os.getpid()))
         with (folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
             process = subprocess.Popen(
                 command,
@@ -247,7 +256,7 @@ def start_sampler(
     folder: Path, worker_pid: int, gpu_uuid: str | None, environment: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     """The process that reads meters beside a worker."""
-    command = [sys.executable, "-m", "efficientllm.meters.sampler", "--pid", str(worker_pid)]
+    command = _python("efficientllm.meters.sampler", "--pid", str(worker_pid))
     command += ["--parent", str(os.getpid()), "--out", str(folder)]
     if gpu_uuid is not None:
         command += ["--uuid", gpu_uuid]

@@ -31,6 +31,7 @@ from efficientllm.journal import Journal, Task
 from efficientllm.lifeline import die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
 from efficientllm.models.checkpoint import disk_bytes, save_checkpoint
+from efficientllm.models.own import line_of, told
 from efficientllm.prepare import Assembly, assemble, work_for
 from efficientllm.record import Outcome, PointResult, Scores, Unsupported
 from efficientllm.scoring import evaluate
@@ -261,6 +262,8 @@ def outcome_of(error: BaseException) -> Outcome:
     if is_out_of_memory(error):
         return Outcome(status="out_of_memory", reason=reason, phase=phase)
     named = f"{type(error).__name__}: {reason}"
+    if isinstance(error, SystemExit) and line_of(error) is not None:  # it would leave again
+        return Outcome(status="unsupported", reason=told(error)[:500], phase=phase)
     return Outcome(status="device_lost" if is_lost(error) else "crash", reason=named, phase=phase)
 
 

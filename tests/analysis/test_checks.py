@@ -465,3 +465,17 @@ def test_nobody_examines_a_technique_of_ones_own() -> None:
 
 def test_the_cache_of_an_attention_of_ones_own_has_no_formula() -> None:
     assert "CACHE_SIZE" not in found(examined("passed"))
+
+
+@pytest.mark.parametrize(("left", "expected"), [(-0.021, "info"), (0.009, ""), (None, "")])
+def test_a_match_that_does_not_hold_at_the_length_of_the_row_says_so(
+    left: float | None, expected: str
+) -> None:
+    case = samples.pretrain()
+    model = case.model.model_copy(update={"match": "flops"})
+    record = samples.record(
+        case.model_copy(update={"model": model}), resolved={"match_residual": left}
+    )
+    assert level(record, "MATCH_RESIDUAL") == expected
+    if expected:
+        assert found(record)["MATCH_RESIDUAL"].text.startswith("match: flops left -2.1% over")

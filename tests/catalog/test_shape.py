@@ -106,6 +106,8 @@ def test_single_sizes_replace_a_presets() -> None:
         ({"attention": {"kind": "gqa", "kv_heads": 8}}, "do not divide"),
         ({"heads": 5}, "5 query heads do not divide into 2"),
         ({"head_dim": 31}, "head_dim 31 must be even"),
+        ({"attention": {"kind": "mla", "qk_rope_dim": 7}}, "qk_rope_dim 7 must be even"),
+        ({"attention": "mla", "head_dim": 30}, "qk_rope_dim 15 must be even"),
     ],
 )
 def test_sizes_that_fit_no_attention_are_refused(changes: dict[str, Any], says: str) -> None:

@@ -19,7 +19,7 @@ from efficientllm.models.encoding import (
 from tests import tiny
 
 
-@pytest.mark.parametrize(("buckets", "most"), [(32, 128), (16, 128), (8, 20)])
+@pytest.mark.parametrize(("buckets", "most"), [(32, 128), (16, 128), (8, 20), (8, 5)])
 def test_buckets_of_distances_are_t5_s(buckets: int, most: int) -> None:
     back = torch.arange(0, 3 * most)
     theirs = T5Attention._relative_position_bucket(

@@ -41,6 +41,7 @@ def _named(file: tuple[str, str], name: str) -> tuple[str, str, str]:
         (SOUND, "Yours", "mine.py: has no Yours"),
         (SOUND, "F", "F is no class of torch.nn.Module"),
         ("import nothing_of_the_kind\n", "Mine", r"cannot be run: ModuleNotFoundError: .* line 1"),
+        ("import sys\nsys.exit(0)\n", "Mine", r"cannot be run: SystemExit: 0 \(its line 2\)"),
         ("x = 1\n\nx.y\n", "Mine", r"cannot be run: AttributeError: .* \(its line 3\)"),
     ],
 )

@@ -11,8 +11,10 @@ import torch
 from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.models.own import load_module
 from efficientllm.models.soundness import examine
+from efficientllm.models.subject import own_work
 from efficientllm.record import Finding
-from efficientllm.spec.architecture import Attention
+from efficientllm.spec.architecture import Attention, Position
+from efficientllm.spec.case import Case
 from efficientllm.spec.model import Backbone
 from tests import tiny
 from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
@@ -23,6 +25,7 @@ OURS = [
     for kind in get_args(get_args(Attention)[0])
     if kind.model_fields["kind"].default != "custom"
 ]
+POSITIONS = [kind.model_fields["kind"].default for kind in get_args(get_args(Position)[0])]
 
 
 def findings(folder: Path, text: str, *, thorough: bool = False) -> dict[str, Finding]:
@@ -40,15 +43,22 @@ def test_the_union_has_the_kinds_that_are_examined_here() -> None:
     assert {"mha", "gqa", "mqa", "sliding", "mla", "nsa"} <= set(OURS)
 
 
-@pytest.mark.parametrize("position", ["rope", "none"])
-@pytest.mark.parametrize("kind", OURS)
-def test_every_attention_of_ours_passes(kind: str, position: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "position"),
+    [
+        (kind, position)
+        for kind in OURS
+        for position in POSITIONS
+        if not (kind in ("mla", "nsa") and position in ("t5", "alibi"))
+    ],
+)
+def test_every_attention_of_ours_passes_under_every_encoding(kind: str, position: str) -> None:
     spec = {"preset": "tiny", "attention": kind, "position": position}
     found = examine(backbone_shape(Backbone.model_validate(spec)), CPU, thorough=True)
     assert [f for f in found if f.verdict == "failed"] == []
     told = {f.name: f.seen for f in found if f.verdict == "told"}
     assert told.keys() == {"positions", "compile"}, "the stated cost is checked, not only told"
-    assert ("uses" in told["positions"]) == (position == "rope")
+    assert ("uses" in told["positions"]) == (position in ("rope", "t5", "alibi"))
 
 
 def test_a_users_attention_passes_the_same_checks(tmp_path: Path) -> None:
@@ -97,7 +107,13 @@ def test_a_users_attention_passes_the_same_checks(tmp_path: Path) -> None:
         (spoiled(("8 * new", "4 * new")), "FLOPs", "stated"),
         (spoiled(("4 * pairs", "40 * pairs")), "FLOPs", "decode"),
         (spoiled(("Cost(flops, 2 *", "Cost(flops, 1 *")), "cache bytes", "49152 bytes stated"),
+        (
+            spoiled(("element_size())", "element_size(), 1e6)")),
+            "cache bytes",
+            "1000000 bytes stated as read, 98304 allocated",
+        ),
         (spoiled(("Cost(flops,", "Cost(-flops,")), "FLOPs", "0 or more"),
+        (spoiled(("return Cost(", "raise SystemExit(")), "FLOPs", "gives no Cost: SystemExit"),
         (spoiled(("return Cost(", "return len(")), "FLOPs", "gives no Cost: TypeError"),
     ],
 )
@@ -113,6 +129,8 @@ def test_each_way_to_be_wrong_is_found(tmp_path: Path, text: str, check: str, se
         (WRONG_SHAPE, "an input of [2, 1, 64] gives an output of [2, 1, 192]"),
         (RAISES, "KeyError: 'no such head' (its line 28)"),
         (spoiled(("def __init__(self, shape)", "def __init__(self)")), "TypeError"),
+        (spoiled(("seen = torch", "raise SystemExit(3)\n        seen = torch")), "SystemExit: 3"),
+        (spoiled(("super().__init__()", "super().__init__()\n        exit()")), "SystemExit"),
         (spoiled(("return self.out(", "return x, self.out(")), "gives a tuple, not a tensor"),
         (spoiled(("return self.out(", "return x.double() * self.out(")), "of torch.float64"),
         (spoiled(("* self.scale", "/ 0.0 * self.scale")), "not all of the output is finite"),
@@ -148,10 +166,67 @@ def test_a_gradient_from_the_future_without_a_value_is_found(tmp_path: Path) -> 
 
 def test_a_window_is_seen_by_the_long_rows_only(tmp_path: Path) -> None:
     forgets = spoiled(
-        ("<= at[:, None]", "<= at[:, None] if x.shape[1] < 99 else (at < 0)[:, None]")
+        ("<= at[:, None]", "<= at[:, None] if x.shape[1] < 199 else (at < 0)[:, None]")
     )
     assert failed(findings(tmp_path, forgets)) == []
     assert "cache" in failed(findings(tmp_path, forgets, thorough=True))
+
+
+IN_BLOCKS = spoiled(
+    ("seen = torch.arange(", "whole = x.shape[1] % 64 == 0\n        seen = torch.arange("),
+    ("<= at[:, None]", "<= at[:, None] + 64 * whole"),
+)
+"""Causal at every length that does not fill blocks of 64."""
+
+
+def test_rows_of_whole_blocks_are_examined_too(tmp_path: Path) -> None:
+    found = findings(tmp_path, IN_BLOCKS)
+    assert {"causality", "cache"} <= set(failed(found))
+
+
+def case_of(**workload: object) -> Case:
+    model = {"kind": "backbone", "preset": "tiny"}
+    return Case.model_validate({"model": model, "workload": workload})
+
+
+def test_the_cases_own_length_is_examined_too(tmp_path: Path) -> None:
+    text = IN_BLOCKS.replace("x.shape[1] % 64 == 0", "x.shape[1] == 192")
+    file, sha256 = written(tmp_path, text)
+    mixer, shape = load_module(file, "Mine", sha256).found, tiny.shape(custom="Mine")
+    at = {
+        kind: own_work(case_of(kind=kind, **sizes))
+        for kind, sizes in (
+            ("pretrain", {"sequence_length": 192}),
+            ("generate", {"points": {"context": [64, 192]}, "new_tokens": 8}),
+        )
+    }
+    assert at["pretrain"] == (((192, 188),), ((192, 0),))
+    costs = ((64, 0), (1, 64), (1, 70), (192, 0), (1, 192), (1, 198))
+    assert at["generate"] == (((196, 192),), costs)
+    for kind, check in (("pretrain", "causality"), ("generate", "cache")):
+        found = examine(shape, CPU, mixer, own=at[kind])
+        assert check in [f.name for f in found if f.verdict == "failed"], kind
+    assert not [f for f in examine(shape, CPU, mixer) if f.verdict == "failed"]
+
+
+def test_a_long_row_is_examined_as_far_as_its_scores_fit() -> None:
+    long = own_work(case_of(kind="pretrain", sequence_length=1 << 20))
+    assert long == (((2048, 2044),), ((1 << 20, 0),))
+    assert own_work(case_of(kind="pretrain", sequence_length=2)).rows == ((2, 1),)
+
+
+def test_a_cost_that_fails_at_the_cases_own_length_is_found(tmp_path: Path) -> None:
+    change = (
+        "width = self.heads * self.dim\n        pairs",
+        "width = 64 // (new < 300)\n        pairs",
+    )
+    file, sha256 = written(tmp_path, spoiled(change))
+    mixer, shape = load_module(file, "Mine", sha256).found, tiny.shape(custom="Mine")
+    for length, verdict in ((256, "passed"), (4096, "failed")):
+        own = own_work(case_of(kind="pretrain", sequence_length=length))._replace(rows=())
+        found = {f.name: f for f in examine(shape, CPU, mixer, own=own)}
+        assert found["FLOPs"].verdict == verdict
+    assert "Mine.cost(4096, 0) gives no Cost: ZeroDivisionError" in found["FLOPs"].seen
 
 
 def test_without_a_cost_nothing_is_stated_and_nothing_fails(tmp_path: Path) -> None:
@@ -161,21 +236,32 @@ def test_without_a_cost_nothing_is_stated_and_nothing_fails(tmp_path: Path) -> N
     assert "mfu, mbu and roofline_share stay null" in found["FLOPs"].seen
 
 
+HIDDEN_KERNEL = (
+    "\n\n@torch.library.custom_op('own_modules::hidden', mutates_args=())\n"
+    "def hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor)"
+    " -> torch.Tensor:\n"
+    "    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)\n"
+    "\n\nhidden.register_autograd(lambda ctx, g: (g, g, g, None),"
+    " setup_context=lambda ctx, inputs, output: None)\n"
+)
+
+
+def hidden(*changes: tuple[str, str]) -> str:
+    """The sound module with its products inside a kernel that nobody can look into."""
+    plain = "F.scaled_dot_product_attention(q, k, v, attn_mask=seen)"
+    return spoiled((plain, "hidden(q, k, v, seen)"), *changes) + HIDDEN_KERNEL
+
+
 def test_a_kernel_that_cannot_be_counted_is_told(tmp_path: Path) -> None:
-    text = spoiled(
-        ("F.scaled_dot_product_attention(q, k, v, attn_mask=seen)", "hidden(q, k, v, seen)")
-    )
-    text += (
-        "\n\n@torch.library.custom_op('own_modules::hidden', mutates_args=())\n"
-        "def hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor)"
-        " -> torch.Tensor:\n"
-        "    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)\n"
-        "\n\nhidden.register_autograd(lambda ctx, g: (g, g, g, None),"
-        " setup_context=lambda ctx, inputs, output: None)\n"
-    )
-    found = findings(tmp_path, text)
+    found = findings(tmp_path, hidden())
     assert found["FLOPs"].verdict == "told"
     assert "cannot be counted" in found["FLOPs"].seen
+
+
+@pytest.mark.parametrize("change", [("8 * new", "16 * new"), ("4 * pairs", "400 * pairs")])
+def test_what_no_kernel_could_take_is_not_believed(tmp_path: Path, change: tuple[str, str]) -> None:
+    found = findings(tmp_path, hidden(change))
+    assert "FLOPs" in failed(found)
 
 
 def test_positions_that_are_not_used_are_told(tmp_path: Path) -> None:

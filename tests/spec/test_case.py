@@ -9,8 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from efficientllm.spec.case import Case, Point
+from efficientllm.spec.document import SpecError
 from efficientllm.spec.model import Checkpoint
 from efficientllm.spec.protocol import LOOKS, PROFILES, Protocol
+from efficientllm.spec.suite import one_line_suite
 from efficientllm.spec.workload import AdamW, Points, Precision, Pretrain
 
 COMMIT = "0123456789" * 4
@@ -29,6 +31,24 @@ def test_only_what_is_trained_on_is_selected(rules: dict[str, Any]) -> None:
     ):
         with pytest.raises(ValidationError, match="only the data of pretrain and finetune takes"):
             Case.model_validate({"model": "backbone-tiny"} | parts)
+
+
+@pytest.mark.parametrize(("kind", "part"), [("pretrain", "prose"), ("finetune", "code")])
+@pytest.mark.parametrize("rule", ["dedup=exact", "order=short_first", "filter.min_chars=9"])
+def test_the_default_text_is_selected_from_without_its_name(
+    kind: str, part: str, rule: str
+) -> None:
+    words = ("model=backbone-tiny", *(("technique=full",) if kind == "finetune" else ()))
+    (short,) = one_line_suite(kind, (*words, f"data.{rule}")).cases
+    named = (f"data.{rule}", "data.kind=stdlib", f"data.part={part}")
+    (long,) = one_line_suite(kind, (*words, *named)).cases
+    assert short.case_id == long.case_id
+    assert short.workload.data.part == part
+
+
+def test_what_names_a_text_of_another_kind_still_needs_the_kind() -> None:
+    with pytest.raises(SpecError, match="needs a `kind:`"):
+        one_line_suite("pretrain", ("model=backbone-tiny", "data.path=./texts"))
 
 
 def case(**parts: Any) -> Case:
@@ -61,6 +81,16 @@ def test_combinations_without_a_meaning_are_refused(parts: dict[str, Any], says:
 @pytest.mark.parametrize("technique", ["lora", "int4+lora", "bf16+lora", "full", "freeze"])
 def test_every_way_to_tune_is_a_case(technique: str) -> None:
     assert case(workload="finetune", technique=technique).technique_label == technique
+
+
+def test_far_buckets_of_distances_need_distances() -> None:
+    def sizes(**sizes: int) -> dict[str, Any]:
+        return {"kind": "backbone", "position": {"kind": "t5"} | sizes}
+
+    for buckets, most in ((64, 32), (64, 20), (256, 128)):
+        with pytest.raises(ValidationError, match=f"max_distance {most} must be above"):
+            case(model=sizes(buckets=buckets, max_distance=most))
+    assert case(model=sizes(buckets=64, max_distance=33))
 
 
 def test_training_has_one_point_its_batch_and_length() -> None:

@@ -188,3 +188,26 @@ def test_the_most_likely_token_is_found_in_two_steps(vocab: int) -> None:
         logits[row, [place, vocab - 1]] = 9.0
     assert most_likely(logits).flatten().tolist() == list(places)
     assert torch.equal(most_likely(logits), logits.argmax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("new_tokens", [2, 4, 8])
+def test_learned_positions_are_needed_for_tokens_and_not_for_slots(
+    monkeypatch: pytest.MonkeyPatch, new_tokens: int
+) -> None:
+    """Neither by decoding nor by capturing a step, which goes a few slots further."""
+    model = tiny.decoder(tiny.shape(position="learned", max_positions=64 + new_tokens))
+
+    def capture(step: Callable[[], None]) -> Callable[[], None]:
+        for _ in range(CAPTURE_CALLS):
+            step()
+        return step
+
+    monkeypatch.setattr(generate, "capture", capture)
+    plain, captured = (
+        work(model, context=64, new_tokens=new_tokens, graph=graph) for graph in (False, True)
+    )
+    for of in (plain, captured):
+        of.unit("request")
+    assert digest(plain) == digest(captured)
+    with pytest.raises(Unsupported, match=f"{64 + new_tokens} learned positions and"):
+        work(model, context=64, new_tokens=new_tokens + 1)

@@ -14,6 +14,7 @@ from efficientllm.analysis import metering
 from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.stats import autocorrelation
 from efficientllm.cost import cache_bytes
+from efficientllm.matching import NEAR
 from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.metrics.energy import window_energy
 from efficientllm.metrics.memory import cache_slots
@@ -166,6 +167,15 @@ def _undertrained(view: View) -> Iterator[Flag]:
         yield Flag("UNDERTRAINED", "warn", "quality", text)
 
 
+def _match_residual(view: View) -> Iterator[Flag]:
+    """A feed-forward that was resized to make variants equal, and does not where this one works."""
+    left = view.record.resolved.get("match_residual")
+    if isinstance(left, float) and abs(left) > NEAR:
+        model = view.record.case["model"]
+        text = f"match: {model['match']} left {left:+.1%} over at the length of this row"
+        yield Flag("MATCH_RESIDUAL", "info", "all", text)
+
+
 def _conditions(view: View) -> Iterator[Flag]:
     record = view.record
     build = record.build
@@ -223,5 +233,6 @@ _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _reach,
     _cache_size,
     _undertrained,
+    _match_residual,
     _conditions,
 )

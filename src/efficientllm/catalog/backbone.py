@@ -44,9 +44,11 @@ def backbone_shape(spec: Backbone) -> Shape:
         raise SpecError(
             f"model: {shape.heads} query heads do not divide into {shape.kv_heads} groups"
         )
-    rotated = shape.latent.qk_rope_dim if shape.latent is not None else shape.head_dim
+    name, rotated = "head_dim", shape.head_dim
+    if shape.latent is not None:
+        name, rotated = "qk_rope_dim", shape.latent.qk_rope_dim
     if shape.position == "rope" and rotated % 2:
-        raise SpecError(f"model: head_dim {shape.head_dim} must be even for rotary positions")
+        raise SpecError(f"model: {name} {rotated} must be even for rotary positions")
     return shape
 
 

@@ -12,21 +12,23 @@ from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.models.decoder import Mixer
 from efficientllm.models.own import load_module
 from efficientllm.models.soundness import examine
+from efficientllm.models.subject import own_work
 from efficientllm.record import Examined, Unsupported
 from efficientllm.spec.architecture import CustomAttention
-from efficientllm.spec.model import Backbone, Model
+from efficientllm.spec.case import Case
+from efficientllm.spec.model import Backbone
+from efficientllm.spec.workload import Probe
 
 _NOBODY: tuple[None, None] = (None, None)
 
 
-def admit(
-    model: Model, device: torch.device, *, probing: bool
-) -> tuple[Mixer | None, Examined | None]:
+def admit(case: Case, device: torch.device) -> tuple[Mixer | None, Examined | None]:
     """The class of a user's own attention, and its findings; ours is examined for a probe only.
 
-    A probe wants every finding, thoroughly. Anybody else wants a layer: raises Unsupported
-    where nothing of the right shape comes out.
+    A probe wants every finding, thoroughly. Anybody else wants a layer, examined at the
+    lengths it will work at: raises Unsupported where nothing of the right shape comes out.
     """
+    model, probing = case.model, isinstance(case.workload, Probe)
     if not isinstance(model, Backbone):
         return _NOBODY
     shape, spec = backbone_shape(model), model.attention
@@ -34,7 +36,7 @@ def admit(
         findings = examine(shape, device, thorough=True) if probing else ()
         return None, Examined(name=spec.kind, findings=findings) if probing else None
     code = load_module(spec.file, spec.name, spec.sha256)
-    findings = examine(shape, device, code.found, thorough=probing)
+    findings = examine(shape, device, code.found, thorough=probing, own=own_work(case))
     first = findings[0]
     if first.verdict == "failed" and not probing:
         raise Unsupported(f"{spec.name}: {first.seen}; {first.advice}")

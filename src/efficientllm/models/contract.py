@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from efficientllm.models.own import told
+from efficientllm.models.own import THEIRS, told
 from efficientllm.record import Unsupported
 
 
@@ -65,7 +65,7 @@ def declared_cost(module: nn.Module, new: int, seen: int) -> Cost | None:
     try:
         said = Cost(*cost(new, seen))
         numbers = [float(n) for n in (said.flops, said.cache_bytes, said.read)]
-    except Exception as error:
+    except THEIRS as error:
         raise Unsupported(f"{call} gives no Cost: {told(error)}") from error
     if not all(math.isfinite(n) and n >= 0 for n in numbers):
         raise Unsupported(f"{call} gives {numbers}: a Cost holds finite numbers, 0 or more")

@@ -167,7 +167,7 @@ class Decoder(PreTrainedModel):
 
     def hidden(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
         """Final hidden states [B, T, C]; the loss multiplies them by the head in chunks."""
-        self._refuse_beyond(tokens.shape[1])
+        self.refuse_beyond(tokens.shape[1])
         index = torch.arange(tokens.shape[1], device=tokens.device)
         if documents is not None:
             index = _restart(index, documents)
@@ -175,7 +175,6 @@ class Decoder(PreTrainedModel):
 
     def new_cache(self, batch: int, slots: int) -> Cache:
         """A static cache of `slots` positions for each of `batch` sequences."""
-        self._refuse_beyond(slots)
         table = self.get_input_embeddings().weight
         blocks = (block for block in self.model.layers if isinstance(block, Block))
         return [
@@ -217,16 +216,22 @@ class Decoder(PreTrainedModel):
         return self.lm_head(self.model.norm(x[:, -1]))
 
     def attention_cost(self, new: int, seen: int) -> Cost | None:
-        """What the attention of all layers declares for one sequence; None where it does not."""
+        """What the attention of all layers declares for one sequence; None where it does not.
+
+        What it declares wrongly is a finding of its examination, and ends no work.
+        """
         blocks = [block for block in self.model.layers if isinstance(block, Block)]
-        each = declared_cost(blocks[0].self_attn, new, seen)
+        try:
+            each = declared_cost(blocks[0].self_attn, new, seen)
+        except Unsupported:
+            return None
         return each and each.times(len(blocks))
 
     def _positions(self, index: Tensor) -> Positions:
         return self.model.position.positions(index, self.get_input_embeddings().weight.dtype)
 
-    def _refuse_beyond(self, length: int) -> None:
-        """A learned position that was never learned has no vector."""
+    def refuse_beyond(self, length: int) -> None:
+        """Raise Unsupported for a length that has positions without a learned vector."""
         most = self.shape.max_positions
         if self.shape.position == "learned" and length > most:
             raise Unsupported(

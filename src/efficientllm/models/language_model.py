@@ -30,8 +30,11 @@ class LanguageModel(Protocol):
     def head(self) -> nn.Linear:
         """The product that turns hidden states into logits."""
 
+    def refuse_beyond(self, length: int) -> None:
+        """Raise Unsupported where there are no positions for so many tokens."""
+
     def new_cache(self, batch: int, slots: int) -> Any:
-        """An empty static cache."""
+        """An empty static cache; slots that are never filled need no position."""
 
     def cache_tensors(self, cache: Any) -> list[Tensor]:
         """Every tensor of a cache, for counting bytes."""
@@ -55,6 +58,7 @@ class OurDecoder:
         self.packs_documents = not model.shape.custom
         self.attention_cost = model.attention_cost
         self.hidden, self.new_cache = model.hidden, model.new_cache
+        self.refuse_beyond = model.refuse_beyond
         self.prefill, self.decode = model.prefill, model.decode
 
     def head(self) -> nn.Linear:
@@ -80,6 +84,9 @@ class Transformers:
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         return head
+
+    def refuse_beyond(self, length: int) -> None:
+        """Nothing: transformers' models know themselves."""
 
     def new_cache(self, batch: int, slots: int) -> Any:
         name = type(self.model).__name__

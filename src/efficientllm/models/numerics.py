@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from efficientllm.models.own import told
+from efficientllm.models.own import THEIRS, told
 from efficientllm.models.subject import LENGTH, Check, Subject, judged, off
 from efficientllm.record import Finding
 
@@ -103,7 +103,7 @@ def _compiles(subject: Subject) -> Finding:
     compiled = torch.compile(subject.module, fullgraph=True, dynamic=False)
     try:
         compiled(x, subject.positions(0, 128)).square().mean().backward()
-    except Exception as error:
+    except THEIRS as error:
         advice = "say workload.compile=none, or take out what breaks the graph"
         return Finding(name="compile", verdict="told", seen=told(error)[:200], advice=advice)
     finally:

@@ -20,6 +20,9 @@ from efficientllm.record import Unsupported
 _PREFIX = "efficientllm_own_"
 """Modules made of users' files are called so, and with them `__module__` of their classes."""
 
+THEIRS = (Exception, SystemExit)
+"""What a user's code may raise: leaving the process is one more way to fail."""
+
 
 class OwnCode(NamedTuple):
     """What a name stands for in a file, and the file's text."""
@@ -44,7 +47,7 @@ def load(file: str, name: str, sha256: str) -> OwnCode:
     sys.modules[module.__name__] = module  # dataclasses and pickle look a class's module up
     try:
         exec(compile(content, file, "exec"), module.__dict__)
-    except Exception as error:
+    except THEIRS as error:
         raise Unsupported(f"{file}: cannot be run: {told(error)}") from error
     if not hasattr(module, name):
         raise Unsupported(f"{file}: has no {name}")
@@ -59,16 +62,22 @@ def load_module(file: str, name: str, sha256: str) -> OwnCode:
     return code
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An exception in one line, with the last line of a user's file that it came through."""
+    line = line_of(error)
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}" + (f" (its line {line})" if line else "")
+
+
+def line_of(error: BaseException) -> int | None:
+    """The last line of a user's file that an exception came through; None if it met none."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
         if str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_PREFIX):
             line = trace.tb_lineno
         trace = trace.tb_next
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}" + (f" (its line {line})" if line else "")
+    return line
 
 
 def is_own(module: nn.Module) -> bool:

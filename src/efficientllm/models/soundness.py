@@ -3,8 +3,8 @@
 A layer that looks one token ahead learns at wonderful speed, one whose cache is wrong is
 wonderfully small, and one that counts twice the products it makes reaches a wonderful share of
 the peak. None of this shows in a benchmark. So an attention from a user's file is examined
-before its rows are ranked, in float32, at lengths that are no multiples of anything; ours pass
-the same examination.
+before its rows are ranked, in float32, at several lengths and at the case's own; ours pass the
+same examination.
 
 What cannot be seen from outside is told and not judged: whether positions are used, products
 that a kernel of somebody's own makes, whether a layer compiles.
@@ -23,15 +23,18 @@ from efficientllm.catalog.shape import Shape
 from efficientllm.device import free_cached, is_out_of_memory
 from efficientllm.models import accounts, numerics
 from efficientllm.models.decoder import Mixer
-from efficientllm.models.own import told
+from efficientllm.models.own import THEIRS, told
 from efficientllm.models.position import Positions
 from efficientllm.models.subject import (
+    EVEN,
     LENGTH,
-    LONG,
+    NOTHING_OWN,
     ROWS,
     SAME,
     Check,
+    Own,
     Subject,
+    cuts,
     judged,
     off,
     subject_of,
@@ -40,16 +43,22 @@ from efficientllm.record import Finding
 
 
 def examine(
-    shape: Shape, device: torch.device, mixer: Mixer | None = None, *, thorough: bool = False
+    shape: Shape,
+    device: torch.device,
+    mixer: Mixer | None = None,
+    *,
+    thorough: bool = False,
+    own: Own = NOTHING_OWN,
 ) -> tuple[Finding, ...]:
     """Everything to be found out about a shape's attention (`mixer` where it is a user's own).
 
     The first finding is about its output; when that one fails there are no others.
-    `thorough` adds long rows, finite differences and compilation.
+    `thorough` adds long rows, finite differences and compilation; `own` is
+    what the case will ask of it.
     """
     try:
-        subject = subject_of(shape, device, mixer, thorough=thorough)
-    except Exception as error:
+        subject = subject_of(shape, device, mixer, thorough=thorough, own=own)
+    except THEIRS as error:
         return (Finding(name="output", verdict="failed", seen=told(error), advice=_BUILD),)
     first = _found("output", _output, subject)
     if first.verdict == "failed":
@@ -68,7 +77,7 @@ def _found(name: str, check: Check, subject: Subject) -> Finding:
     """What a check found; one that cannot be run to its end has failed."""
     try:
         return check(subject)
-    except Exception as error:
+    except THEIRS as error:
         if is_out_of_memory(error):
             raise
         advice = _BUILD if name == "output" else ""
@@ -101,7 +110,7 @@ def _causality(subject: Subject) -> Finding:
     trouble = ""
     for length, _ in subject.lengths:
         x, other = subject.inputs(length, rows=1), subject.inputs(length, seed=1, rows=1)
-        for cut in (1, 2, 33, 64, LENGTH - 1) if length == LENGTH else (length - 70,):
+        for cut in cuts(length):
             trouble = trouble or _looks_ahead(subject, x, other, cut)
     advice = "mask every key behind its query, and normalise over no whole row"
     return judged("causality", trouble, "no value or gradient from a later token", advice)
@@ -130,7 +139,7 @@ def _cache(subject: Subject) -> Finding:
         with torch.no_grad():
             whole = subject.whole(x)
         for turn in ("", ", in a cache that was used before"):
-            if trouble or (turn and length == LONG):
+            if trouble or (turn and length not in (LENGTH, EVEN)):
                 break
             parts = subject.stepwise(x, prompt, cache)
             prefill = off(parts[:, :prompt], whole[:, :prompt])
@@ -156,8 +165,8 @@ def _misshapen(cache: Any) -> str:
 
 @torch.no_grad()
 def _rows(subject: Subject) -> Finding:
-    x = subject.inputs(LENGTH)
-    share = off(subject.whole(x[:1]), subject.whole(x)[:1])
+    rows = [subject.inputs(length) for length, _ in subject.lengths]
+    share = max(off(subject.whole(x[:1]), subject.whole(x)[:1]) for x in rows)
     trouble = f"a row alone differs from the same row beside another by {share:.1%}"
     advice = "normalise and mix within a row only"
     return judged("rows", trouble if share > SAME else "", "rows do not see each other", advice)

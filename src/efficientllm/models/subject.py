@@ -1,6 +1,7 @@
 """One layer's attention on the table: with weights, inputs and positions to be examined by.
 
-In float32, where rounding hides nothing, and at lengths that are no multiples of anything.
+In float32, where rounding hides nothing, at a length that is no multiple of anything, at one
+that is a multiple of everything that kernels cut rows into, and at the case's own.
 
 Legend: B batch, T positions, C hidden size.
 """
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +22,41 @@ from efficientllm.models.encoding import Encoding, encoding_of
 from efficientllm.models.own import is_own
 from efficientllm.models.position import Positions
 from efficientllm.record import Finding
+from efficientllm.spec.case import Case
+from efficientllm.spec.workload import Generate, Training
 
 ROWS = 2
 LENGTH, PROMPT = 67, 41
+EVEN, EVEN_PROMPT = 128, 64
+"""Rows of whole blocks: what a kernel does for these alone is what trainings use."""
+
 LONG, LONG_PROMPT = 1091, 1030
 """Long enough to leave a window of 1,024 tokens behind."""
 
+CUTS = {LENGTH: (1, 2, 33, 64, LENGTH - 1), EVEN: (1, 63, 64, 100), LONG: (LONG - 70,)}
+"""Places in a row of this length from which on tokens are changed."""
+
+MOST_OWN = 2048
+"""A case's own length is examined up to this: at more, scores written out fill a device."""
+
+DECODED = 4
+"""Tokens that are decoded one by one after a prompt of the case's own length."""
+
 SAME = 1e-4
 """Differences up to this share of the largest value are rounding in float32."""
+
+
+class Own(NamedTuple):
+    """What a case will ask of its attention."""
+
+    rows: tuple[tuple[int, int], ...] = ()
+    """Lengths to be examined, each with that of the prompt in it."""
+
+    costs: tuple[tuple[int, int], ...] = ()
+    """New tokens, and those before them, for which its cost will be asked."""
+
+
+NOTHING_OWN = Own()
 
 
 @dataclass
@@ -39,12 +68,14 @@ class Subject:
     encoding: Encoding
     device: torch.device
     thorough: bool
+    own: Own
 
     @property
     def lengths(self) -> tuple[tuple[int, int], ...]:
         """Lengths to try, each with that of the prompt in it."""
-        short = ((LENGTH, PROMPT),)
-        return (*short, (LONG, LONG_PROMPT)) if self.thorough else short
+        short = ((LENGTH, PROMPT), (EVEN, EVEN_PROMPT))
+        long = ((LONG, LONG_PROMPT),) if self.thorough else ()
+        return tuple(dict.fromkeys((*short, *long, *self.own.rows)))
 
     def inputs(self, length: int, seed: int = 0, rows: int = ROWS) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -73,7 +104,12 @@ class Subject:
 
 
 def subject_of(
-    shape: Shape, device: torch.device, mixer: Mixer | None, *, thorough: bool
+    shape: Shape,
+    device: torch.device,
+    mixer: Mixer | None,
+    *,
+    thorough: bool,
+    own: Own,
 ) -> Subject:
     """The attention of a shape, or a user's own; what its class initialises itself stays."""
     torch.manual_seed(0)
@@ -86,7 +122,29 @@ def subject_of(
                     weight.normal_(std=weight.shape[-1] ** -0.5)
                 else:
                     weight.normal_(mean=float(name == "weight"), std=0.1)
-    return Subject(shape, module, encoding, device, thorough)
+    return Subject(shape, module, encoding, device, thorough, own)
+
+
+def cuts(length: int) -> tuple[int, ...]:
+    """Places in a row from which on its tokens are changed: 1 to length - 1."""
+    return CUTS.get(length) or tuple(dict.fromkeys((1, length // 2, length - 1)))
+
+
+def own_work(case: Case) -> Own:
+    """Rows of a training; of generation the largest prompt and a few tokens.
+
+    Examined up to `MOST_OWN` tokens. Costs cost nothing: those of all lengths are asked.
+    """
+    match case.workload:
+        case Training(sequence_length=length):
+            row = min(length, MOST_OWN)
+            return Own(((row, max(1, row - DECODED)),), ((length, 0),))
+        case Generate(points=points, new_tokens=new):
+            prompt = min(max(points.context), MOST_OWN)
+            costs = [((c, 0), (1, c), (1, c + new - 2)) for c in points.context]
+            return Own(((prompt + DECODED, prompt),), tuple(chain.from_iterable(costs)))
+        case _:
+            return Own((), ((LONG, 0), (1, LONG)))
 
 
 Check = Callable[[Subject], Finding]

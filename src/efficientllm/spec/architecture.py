@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from efficientllm.spec.canonical import Spec, local
 
@@ -108,6 +108,16 @@ class RelativeBias(Spec):
     kind: Literal["t5"] = "t5"
     buckets: Annotated[int, Field(ge=4, le=4096)] = 32
     max_distance: Annotated[int, Field(ge=8, le=1 << 20)] = 128
+
+    @model_validator(mode="after")
+    def _far_buckets_have_distances(self) -> RelativeBias:
+        """Half of the buckets are single distances; the others need some beyond them."""
+        if self.max_distance <= self.buckets // 2:
+            raise ValueError(
+                f"max_distance {self.max_distance} must be above {self.buckets // 2}, half of the"
+                " buckets: below that every distance has a bucket of its own"
+            )
+        return self
 
 
 class LinearBias(Spec):

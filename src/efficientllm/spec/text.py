@@ -126,7 +126,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
 def text_from_name(value: Any) -> Any:
-    """Turn the one-string forms of the module docstring into a mapping."""
+    """Turn the one-string forms of the module docstring into a mapping.
+
+    One that only selects, as `{dedup: exact}`, selects from the standard library.
+    """
+    if isinstance(value, dict) and of_no_kind(value):
+        return {"kind": "stdlib"} | value
     if not isinstance(value, str):
         return value
     name, _, rest = value.partition(":")
@@ -137,6 +142,11 @@ def text_from_name(value: Any) -> Any:
     if _HUB_ID.fullmatch(value) and not value.endswith(SUFFIXES) and not Path(value).exists():
         return {"kind": "hub", "source": value}
     return {"kind": "files", "path": str(PurePath(value))}
+
+
+def of_no_kind(value: dict[str, Any]) -> bool:
+    """Whether a mapping names no text of its own, but says something about the default."""
+    return value.keys() <= StandardLibrary.model_fields.keys() - {"kind"}
 
 
 Text = Annotated[

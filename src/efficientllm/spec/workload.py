@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from efficientllm.spec.canonical import Many, Spec, local
-from efficientllm.spec.text import StandardLibrary, Text, WholeText
+from efficientllm.spec.text import StandardLibrary, Text, WholeText, of_no_kind
 
 DType = Literal["float32", "bf16", "fp16"]
 AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
@@ -152,11 +152,17 @@ class Pretrain(Training):
     data: Text = StandardLibrary()
 
 
+def _of_the_default(data: Any) -> Any:
+    """What is said about no text in particular is said about fine-tuning's default."""
+    default = {"kind": "stdlib", "part": "code"}
+    return default | data if isinstance(data, dict) and of_no_kind(data) else data
+
+
 class Finetune(Training):
     """Further training of a model; documents (prompt and response) are kept apart."""
 
     kind: Literal["finetune"] = "finetune"
-    data: Text = StandardLibrary(part="code")
+    data: Annotated[Text, BeforeValidator(_of_the_default)] = StandardLibrary(part="code")
 
 
 class Points(Spec):

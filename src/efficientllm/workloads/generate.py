@@ -49,9 +49,10 @@ class Generate:
         self._face, self._device, self._point = face, device, point
         self._new_tokens = spec.new_tokens
         self._prompts = to_device(prompts, device)
-        self._slots = -(-(point.context + spec.new_tokens) // 64) * 64
+        self._length = point.context + spec.new_tokens
+        face.refuse_beyond(self._length)
         with torch.inference_mode():
-            self._cache = face.new_cache(point.batch, self._slots)
+            self._cache = face.new_cache(point.batch, -(-self._length // 64) * 64)
             self._token = self._prompts[:, -1:].clone()
             self._slot = torch.full((1,), point.context, device=device.torch, dtype=torch.long)
         self._decode = (
@@ -100,7 +101,8 @@ class Generate:
                 }
                 costs = [self._face.attention_cost(1, seen - 1) for seen in visible]
                 read = [cost.read for cost in costs if cost is not None]
-                return counts | ({"cache_read_bytes": batch * sum(read)} if read else {})
+                told = bool(read) and len(read) == len(visible)  # a part would pass for the whole
+                return counts | ({"cache_read_bytes": batch * sum(read)} if told else {})
             case _:
                 tokens = float(batch * units * self._new_tokens)
                 return {
@@ -152,7 +154,7 @@ class Generate:
             self._position = self._point.context
         if self._graph and self._replay is None:
             # Capturing runs the step CAPTURE_CALLS times, each one slot further.
-            self._slot.fill_(min(self._position, self._slots - CAPTURE_CALLS))
+            self._slot.fill_(min(self._position, self._length - CAPTURE_CALLS))
             self._replay = capture(self._step)
             self._slot.fill_(self._position)
         if self._replay is not None:
