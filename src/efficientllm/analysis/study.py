@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from efficientllm.analysis.compare import unequal_work
 from efficientllm.analysis.differences import Trainings, differences
 from efficientllm.analysis.sweep import recipe, tuned
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unequal_work, unlike
 from efficientllm.spec.architecture import GroupedQuery, RotaryPosition
 from efficientllm.spec.canonical import Spec, canonical, digest
 from efficientllm.spec.case import Case
@@ -51,18 +51,26 @@ class Study(NamedTuple):
         return [row for rows in self.variants.values() for row in rows]
 
     def at(self, variant: str, stage: str, point: str, beside: Row | None = None) -> Row | None:
-        """A variant's row at a point: one that did the work of `beside`, ended well, is new."""
+        """A variant's row at a point: of the work, technique and precision of `beside`, if any.
+
+        Of several one that ended well, then the newest.
+        """
         found = [r for r in self.variants[variant] if (r.case.stage, r.point) == (stage, point)]
         return max(
             found,
             key=lambda row: (
                 beside is None or not unequal_work(beside, row),
-                beside is None or beside.case.technique_label == row.case.technique_label,
+                beside is None or not unlike(beside, row),
                 row.status == "ok",
                 row.record.started_at,
             ),
             default=None,
         )
+
+    def like_baseline(self, variant: str, stage: str, point: str) -> Row | None:
+        """A variant's row at a point, as like the baseline's there as it has one."""
+        base = self.at(self.baseline, stage, point)
+        return base if variant == self.baseline else self.at(variant, stage, point, base)
 
 
 def variant(case: Case) -> str:

@@ -8,9 +8,13 @@ ones is shown in milliseconds, MiB or mJ, one of large counts in millions, and s
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
+from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Cell, Row
+from efficientllm.analysis.work import training_precision
 from efficientllm.metrics import BY_KEY, METRICS, Metric
 
 _MEMORY = ("peak_allocated_gib", "host_peak_rss_gib")
@@ -83,6 +87,34 @@ class Column(NamedTuple):
     def text(self, row: Row) -> str:
         """The row's value with its half-width, or a dash."""
         return with_half_width(row.cell(self.metric.key), self.factor)
+
+
+class Words(NamedTuple):
+    """A column of words about what a row is."""
+
+    heading: str
+    of: Callable[[Row], str]
+
+
+def words_of(rows: list[Row]) -> list[Words]:
+    """The models' variant and the precision of training, each where rows differ in it."""
+    known = (
+        Words("variant", lambda row: variant(row.case)),
+        Words("precision", training_precision),
+    )
+    return [words for words in known if len({words.of(row) for row in rows}) > 1]
+
+
+def unnamed(rows: list[Row]) -> list[Words]:
+    """Of these columns the ones that say more than the names of the cases do."""
+    return [words for words in words_of(rows) if not all(_named(row, words) for row in rows)]
+
+
+def _named(row: Row, words: Words) -> bool:
+    return set(_PART.findall(words.of(row))) <= set(_PART.findall(row.name))
+
+
+_PART = re.compile(r"[\w.]+")
 
 
 def memory_key(row: Row) -> str:

@@ -21,6 +21,7 @@ from efficientllm.report.columns import (
     first_columns,
     label,
     number,
+    unnamed,
 )
 from efficientllm.report.selection import data_line
 
@@ -63,13 +64,15 @@ def _numbered(rows: list[Row]) -> dict[str, int]:
 
 def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str, int]) -> None:
     columns = first_columns(stage, rows)
-    points = _points(rows)
+    words, points = unnamed(rows), _points(rows)
     all_cost = all(row.cost_only for row in rows)
     noted = any(flag.code in notes for row in rows for flag in row.flags)
     table = Table(
         title=_title(stage, rows, all_cost), title_justify="left", box=None, pad_edge=False
     )
     table.add_column("case", overflow="fold")
+    for word in words:
+        table.add_column(word.heading, overflow="fold")
     if points:
         table.add_column("point")
     for shown in columns:
@@ -77,7 +80,8 @@ def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str,
     if noted:
         table.add_column("notes", justify="right")
     for index, row in enumerate(rows):
-        cells = [_name(row, all_cost), *points[index : index + 1]]
+        told = [escape(word.of(row)) for word in words]
+        cells = [_name(row, all_cost), *told, *points[index : index + 1]]
         if row.status == "ok":
             cells += [shown.text(row) for shown in columns]
         else:
@@ -187,7 +191,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for line in found.lines:
         if line.metric.kind == "quality":
-            amount = f"{line.b - line.a:+.4f}"
+            amount = f"{(line.ratio - 1) * line.a:+.4f}"
             bounds = [(x - 1) * line.a for x in (line.low, line.high) if x is not None]
             interval = f"[{bounds[0]:+.4f}, {bounds[1]:+.4f}]" if bounds else ""
         else:
