@@ -10,6 +10,7 @@ import pytest
 from efficientllm import record as r
 from efficientllm.analysis.study import Study, studies, trainings
 from efficientllm.analysis.table import rows
+from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report.answer import largest, study_headline
 from efficientllm.report.contexts import cost_charts, families
@@ -181,6 +182,50 @@ def test_equal_variants_are_said_to_be_equal() -> None:
     assert "none trains measurably faster or slower (4,096 tokens)" in head.sentence
 
 
+def test_a_training_in_another_precision_has_no_ratio_and_says_why() -> None:
+    table = [made.pretrain("mha", 4096, i) for i in range(3)]
+    table += [made.pretrain("gqa", 4096, i, compute="float32") for i in range(3)]
+    study = studies(rows(table))[0]
+    found = matrix(study, trainings(study))
+    one = cell(found, "training tokens/s", "", "gqa")
+    why = "training precision bf16 on float32 weights against float32"
+    assert (one.ratio, one.state, one.line, one.against) == ("not compared", "undecided", None, why)
+    assert one.title.startswith(f"not compared: {why}; 95 %")
+    sentence = study_headline(study.rows(), "", found, trainings(study)).sentence
+    assert f"speed of training is not compared ({why})" in sentence
+    assert "times as fast" not in sentence
+
+
+def test_a_row_in_the_baselines_precision_comes_first() -> None:
+    records = [made.pretrain("mha", 4096, compute="float32")]
+    records += [made.pretrain("gqa", 4096, compute=c) for c in ("float32", "bf16")]
+    records = [made.in_suite(record, "attention", n) for n, record in enumerate(records)]
+    (study,) = studies(rows(records))
+    row = study.like_baseline("gqa", "pretrain", "b8 c4096")
+    assert row is not None
+    assert training_precision(row) == "float32", "the newer one is of another precision"
+
+
+def test_a_chart_of_costs_leaves_out_another_precision_and_says_whom() -> None:
+    computes = {("mha", 4096): "bf16"}
+    study = studies(
+        rows(
+            made.pretrain(name, length, i, compute=computes.get((name, length), "float32"))
+            for name in ("mha", "gqa")
+            for length in (4096, 16384)
+            for i in range(3)
+        )
+    )[0]
+    (family,) = families(study)
+    assert sorted(family.curves["gqa"]) == [16384]
+    assert family.left_out == (
+        "gqa is left out at 4,096 tokens: training precision bf16 on float32 weights against"
+        " float32.",
+    )
+    (chart,) = cost_charts(study)
+    assert chart.notes[-1] == family.left_out[0]
+
+
 def _timed(record: r.Record, as_: r.PointResult) -> r.PointResult:
     return record.points[0].model_copy(update={"windows": as_.windows})
 
@@ -322,6 +367,28 @@ def test_exports_name_the_variant_and_the_differences() -> None:
     assert "### Differences in quality: attention at 30M-h16" in text
     assert re.search(r"\| mla \| mha \| 3 \| -0\.0040 \\?\[.*\| better \|", text)
     assert "Differences in quality" not in export(rows(pair()), "md").decode()
+
+
+def test_exports_and_the_page_tell_what_names_do_not() -> None:
+    records = [
+        x.model_copy(update={"trial": x.trial.model_copy(update={"name": "pretrain-one"})})
+        for x in (made.pretrain("mha", 4096), made.pretrain("gqa", 4096, compute="float32"))
+    ]
+    table = rows(records)
+    text = export(table, "md").decode()
+    assert "| case | variant | precision | point | n |" in text
+    assert "| gqa | float32 | b8 c4096 |" in text
+    latex = export(table, "latex").decode()
+    assert "case & variant & precision & point & $n$" in latex
+    assert r"\begin{tabular}{llllr" in latex
+    assert "& mha & bf16 on float32 weights & b8 c4096 &" in latex
+    csv = export(table, "csv").decode().splitlines()
+    assert "variant,precision" in csv[0]
+    assert ",gqa,float32," in csv[2]
+    named = export(rows(made.attention_suite(1)), "md").decode()
+    assert "| case | point | n |" in named, "names say the variant, and the precision is one"
+    html = page(Results(tuple(records)))
+    assert "<td>gqa</td><td>float32</td>" in html
 
 
 def test_the_formula_behind_the_cache_chart_is_the_measured_size() -> None:

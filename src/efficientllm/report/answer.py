@@ -31,8 +31,10 @@ class Effect(NamedTuple):
 def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Trainings) -> Headline:
     """The first screen about one study."""
     study = shown.study
-    effects = [largest(shown, keys) for keys in _KEYS]
-    clauses = [_told(found) for found in effects if found is not None]
+    effects = [largest(shown, key) for key in _KEYS]
+    pairs = zip(_KEYS, effects, strict=True)
+    clauses = [_told(e) if e is not None else _not_compared(shown, key) for key, e in pairs]
+    clauses = [clause for clause in clauses if clause]
     clauses.append(_quality(study.baseline, quality))
     sentence = f"Beside {study.baseline} at {study.size}: {'; '.join(clauses)}."
     open_ = [e for e in effects if e is not None and not e.decided]
@@ -42,6 +44,7 @@ def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Train
 
 _KEYS = ("train_tokens_per_s", "it_tokens_per_s", "kv_bytes_per_token")
 _VERBS = {"train_tokens_per_s": "trains", "it_tokens_per_s": "decodes"}
+_WHAT = dict(zip(_KEYS, ("speed of training", "speed of decode", "the cache"), strict=True))
 
 
 def largest(shown: Matrix, key: str) -> Effect | None:
@@ -55,6 +58,13 @@ def largest(shown: Matrix, key: str) -> Effect | None:
     ]
     different = [e for e in found if e.decided and e.line.verdict != "no difference"]
     return max(different or found, key=lambda e: (not e.decided, _size(e)), default=None)
+
+
+def _not_compared(shown: Matrix, key: str) -> str:
+    """Why nothing in a metric's columns could be set beside the baseline; else nothing."""
+    cells = (cell for ask in shown.asks if ask.key == key for _, cell in shown.column(ask))
+    why = next((cell.against for cell in cells if cell.against), "")
+    return f"{_WHAT[key]} is not compared ({why})" if why else ""
 
 
 def _size(effect: Effect) -> float:

@@ -12,6 +12,7 @@ from efficientllm.analysis.crossover import Crossing, crossings
 from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unlike
 from efficientllm.metrics import BY_KEY
 from efficientllm.report.charts import (
     MAX_LINES,
@@ -28,12 +29,17 @@ MAX_NOTES = 6
 
 
 class Family(NamedTuple):
-    """One panel: a cost of every variant against the context, under one condition."""
+    """One panel: a cost of every variant against the context, under one condition.
+
+    `left_out` says of whom and why: a row in another precision than the baseline's is no point
+    of this panel.
+    """
 
     what: str
     where: str
     axis: str
     curves: dict[str, dict[int, Interval]]
+    left_out: tuple[str, ...] = ()
 
 
 def cost_charts(study: Study) -> list[Chart]:
@@ -62,7 +68,7 @@ def families(study: Study) -> list[Family]:
         if found == stage
     ]
     made = (
-        Family(what, where, axis, _curves(study, key, at)) for what, axis, key, at, where in asked
+        Family(what, where, axis, *_curves(study, key, at)) for what, axis, key, at, where in asked
     )
     return [family for family in made if len(family.curves) > 1]
 
@@ -75,16 +81,26 @@ _ASKED = (
 """Panels: their name, stage, axis and metric, and the work at which contexts compare."""
 
 
-def _curves(study: Study, key: str, points: dict[int, str]) -> dict[str, dict[int, Interval]]:
-    """Each variant's seconds at every context."""
+def _curves(
+    study: Study, key: str, points: dict[int, str]
+) -> tuple[dict[str, dict[int, Interval]], tuple[str, ...]]:
+    """Each variant's seconds at every context, and whom that leaves out."""
     stage = "pretrain" if key.startswith("train") else "generate"
     curves: dict[str, dict[int, Interval]] = {}
+    left_out: list[str] = []
     for name in study.variants:
-        found = {
-            c: _seconds(row, key) for c, p in points.items() if (row := study.at(name, stage, p))
-        }
-        curves[name] = {c: seconds for c, seconds in found.items() if seconds is not None}
-    return {name: curve for name, curve in curves.items() if curve}
+        found = {}
+        for context, point in points.items():
+            base = study.at(study.baseline, stage, point)
+            row = study.like_baseline(name, stage, point)
+            others = unlike(base, row) if base is not None and row is not None else []
+            if others:
+                where = f"{name} is left out at {context:,} tokens"
+                left_out.append(f"{where}: {'; '.join(others)}.")
+            elif row is not None and (seconds := _seconds(row, key)) is not None:
+                found[context] = seconds
+        curves[name] = found
+    return {name: curve for name, curve in curves.items() if curve}, tuple(left_out)
 
 
 def _seconds(row: Row, key: str) -> Interval | None:
@@ -135,7 +151,8 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
         return sized(alt.layer(base.mark_line(strokeWidth=1.5).encode(y=y), bars, dots(base, y)))
 
     found = crossings({n: c for n, c in family.curves.items() if n in names})
-    return drawn(f"{family.what}, {family.where}", draw, _told(found, family))
+    notes = (*_told(found, family), *family.left_out)
+    return drawn(f"{family.what}, {family.where}", draw, notes)
 
 
 def _told(found: list[Crossing], family: Family) -> tuple[str, ...]:

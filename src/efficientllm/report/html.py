@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Cell, Row
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
@@ -32,6 +31,7 @@ from efficientllm.report.columns import (
     device,
     first_columns,
     label,
+    words_of,
 )
 from efficientllm.report.differing import p_value, signed, verdict
 from efficientllm.report.export import export, public_record
@@ -63,6 +63,7 @@ class Line(NamedTuple):
 
     row: Row
     anchor: str
+    words: tuple[str, ...]
     cells: tuple[tuple[Shown, Cell], ...]
     mine: bool
 
@@ -74,7 +75,7 @@ class Stage(NamedTuple):
     title: str
     columns: tuple[Shown, ...]
     lines: tuple[Line, ...]
-    variants: bool
+    words: tuple[str, ...]
     points: tuple[str, ...]
     machines: tuple[str, ...]
 
@@ -143,8 +144,7 @@ def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
 def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"label": label, "device": device, "anchor": _anchor}
-    words = {"variant": variant, "signed": signed, "p_value": p_value, "verdict": verdict}
-    environment.globals |= words
+    environment.globals |= {"signed": signed, "p_value": p_value, "verdict": verdict}
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     return environment.from_string(_asset("page.html")).render(
@@ -209,11 +209,12 @@ def _lead_chart(rows: list[Row]) -> charts.Chart:
 
 
 def _stage(key: str, rows: list[Row], here: str) -> Stage:
-    columns = _columns(key, rows)
+    columns, words = _columns(key, rows), words_of(rows)
     lines = [
         Line(
             row,
             _anchor(row),
+            tuple(word.of(row) for word in words),
             tuple((shown, row.cell(shown.column.metric.key)) for shown in columns),
             row.record.machine.name == here,
         )
@@ -224,7 +225,7 @@ def _stage(key: str, rows: list[Row], here: str) -> Stage:
         STAGE_TITLES[key],
         columns,
         tuple(lines),
-        len({variant(row.case) for row in rows}) > 1,
+        tuple(word.heading for word in words),
         tuple(dict.fromkeys(row.point for row in rows)),
         tuple(dict.fromkeys(row.record.machine.device for row in rows)),
     )
@@ -294,7 +295,6 @@ def _downloads(rows: list[Row], newest: Record) -> dict[str, str]:
     raw = public_record(newest).model_dump_json()
     if len(raw) > MAX_RAW_BYTES:
         readings = [r.model_copy(update={"t_ns": (), "columns": {}}) for r in newest.readings]
-        raw = public_record(
-            newest.model_copy(update={"readings": tuple(readings)})
-        ).model_dump_json()
+        bare = newest.model_copy(update={"readings": tuple(readings)})
+        raw = public_record(bare).model_dump_json()
     return texts | {"raw": raw}

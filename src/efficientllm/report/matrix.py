@@ -14,6 +14,7 @@ from efficientllm.analysis.compare import Line, Unequal, ratio
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unlike
 from efficientllm.record import DONE
 from efficientllm.report.columns import column, memory_key, number
 from efficientllm.report.differing import briefly, signed
@@ -32,7 +33,10 @@ class Ask(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value with its ratio to the baseline; `title` is the small print."""
+    """A value with its ratio to the baseline, or `against`, why they have none.
+
+    `title` is the small print.
+    """
 
     text: str
     ratio: str = ""
@@ -40,6 +44,7 @@ class Cell(NamedTuple):
     state: State = ""
     row: Row | None = None
     line: Line | None = None
+    against: str = ""
 
 
 class Matrix(NamedTuple):
@@ -107,7 +112,7 @@ _CEILINGS = {"roofline_share": "of own ceiling", "mfu": "MFU", "mbu": "MBU"}
 
 def _ceiling(study: Study, row: Row) -> str:
     """The distance to a roofline that is known here: this machine's own, else the datasheet's."""
-    found = (study.at(name, row.case.stage, row.point) for name in study.variants)
+    found = (study.like_baseline(name, row.case.stage, row.point) for name in study.variants)
     if any(other is not None and other.cell("roofline_share").interval for other in found):
         return "roofline_share"
     return "mbu" if row.case.stage == "generate" else "mfu"
@@ -144,7 +149,7 @@ def _longest(study: Study, stage: str, batch: int | None) -> Row | None:
 
 def _ended(study: Study, stage: str, point: str) -> dict[str, str]:
     """How each variant ended at a point; without those that a rerun would go on with."""
-    found = {name: study.at(name, stage, point) for name in study.variants}
+    found = {name: study.like_baseline(name, stage, point) for name in study.variants}
     return {name: row.status for name, row in found.items() if row and row.status in DONE}
 
 
@@ -156,7 +161,7 @@ def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
     if ask.key in _PLAIN:
         return _plain_cell(study.variants[name], ask.key)
     base = study.at(study.baseline, ask.stage, ask.point)
-    row = base if name == study.baseline else study.at(name, ask.stage, ask.point, base)
+    row = study.like_baseline(name, ask.stage, ask.point)
     if row is None:
         return Cell("\u2013", title="no such row", state="none")
     if row.status != "ok":
@@ -173,11 +178,14 @@ def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
 
 
 def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
-    """A cell with its ratio to the baseline, as far as that is decided."""
+    """A cell with its ratio to the baseline, as far as that is decided; or why there is none."""
     try:
-        line = ratio(key, base, row)
+        line, against = ratio(key, base, row), "; ".join(unlike(base, row))
     except Unequal as error:
-        return cell._replace(title=f"{error}; {cell.title}")
+        line, against = None, str(error)
+    if against:
+        title = f"not compared: {against}; {cell.title}"
+        return cell._replace(ratio="not compared", title=title, state="undecided", against=against)
     if line is None:
         return cell._replace(title=f"the baseline has no value; {cell.title}")
     text, bounds = f"x{_two(line.ratio)}", ""
@@ -208,7 +216,7 @@ def _two(value: float) -> str:
 
 
 def _value(study: Study, row: Row, ask: Ask) -> str:
-    others = (study.at(name, ask.stage, ask.point) for name in study.variants)
+    others = (study.like_baseline(name, ask.stage, ask.point) for name in study.variants)
     shown = column(ask.key, [row for row in others if row is not None])
     interval = row.cell(ask.key).interval
     assert interval is not None
@@ -249,7 +257,7 @@ def _counted(value: float) -> str:
 def _longest_cell(study: Study, name: str, ask: Ask) -> Cell:
     """The longest context that ran at a batch, and how the next one ended."""
     points = {r.point for r in study.variants[name] if r.point.startswith(ask.point)}
-    rows = [row for p in points if (row := study.at(name, ask.stage, p)) is not None]
+    rows = [row for p in points if (row := study.like_baseline(name, ask.stage, p)) is not None]
     good = max((r for r in rows if r.status == "ok"), key=_context, default=None)
     ended = [r for r in rows if r.status != "ok" and (good is None or _context(r) > _context(good))]
     first = min(ended, key=_context, default=None)
