@@ -272,18 +272,39 @@ def _decoded_once(name: str) -> r.Record:
     return samples.record(samples.case(name=name, model=made.model(name)))
 
 
-def test_training_is_paid_in_joules_where_every_trial_has_them_else_in_seconds() -> None:
+def test_training_is_paid_in_joules_and_those_without_are_left_out_by_name() -> None:
     table = trainings(learned()).rows
-    cost = spent(list(table.values()))
+    cost = spent(table)
     view = table["mha"].views[0]
     assert cost.unit == "joules"
-    assert cost.note.startswith("Joules of the board")
+    assert len(cost.notes) == 1
+    assert cost.notes[0].startswith("Joules of the board")
     assert cost.per_token(view) == pytest.approx(500 * 9.256e-6, rel=1e-4)
-    blind = made.trained("gqa", readings=(), notes={"nvml": "no driver"})
-    seconds = spent([*table.values(), *rows([blind])])
-    assert seconds.unit == "seconds"
-    assert "no driver" in seconds.note
-    assert seconds.per_token(view) == pytest.approx(9.256e-6, rel=1e-4)
+    (blind,) = rows([made.trained("gqa", s, readings=(), notes={"nvml": "none"}) for s in (0, 1)])
+    partly = spent(table | {"gqa": blind})
+    assert (partly.unit, list(partly.rows)) == ("joules", [n for n in table if n != "gqa"])
+    assert partly.notes[1].startswith("gqa is left out: no joules of seed 0: none")
+    chart = learning_chart(table | {"gqa": blind})
+    assert chart.notes == partly.notes
+
+
+def test_training_is_paid_in_seconds_where_fewer_than_two_have_joules() -> None:
+    table = trainings(learned()).rows
+    (blind,) = rows([made.trained("gqa", readings=(), notes={"nvml": "no driver"})])
+    seconds = spent({"mha": table["mha"], "gqa": blind})
+    assert (seconds.unit, list(seconds.rows)) == ("seconds", ["mha", "gqa"])
+    assert "Seconds, not joules: gqa: no joules of seed 0: no driver" in seconds.notes[0]
+    assert seconds.per_token(table["mha"].views[0]) == pytest.approx(9.256e-6, rel=1e-4)
+    assert spent({"mha": table["mha"]}).unit == "joules"
+
+
+def test_invalid_joules_are_on_no_axis() -> None:
+    table = trainings(learned()).rows
+    readings = (samples.counter(500.0), samples.power(250.0))  # they differ by half
+    (wrong,) = rows([made.trained("gqa", readings=readings)])
+    assert wrong.cell("j_per_token").invalid
+    found = spent(table | {"gqa": wrong})
+    assert found.notes[1] == "gqa is left out: its energy is invalid (ENERGY_DISAGREE)."
 
 
 def test_the_learning_chart_has_seeds_and_stays_small() -> None:

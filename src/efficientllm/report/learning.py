@@ -33,25 +33,41 @@ MAX_SEEDS = 5
 
 
 class Spent(NamedTuple):
-    """What is on the axis of a training's cost, and how much of it each token took."""
+    """What is on the axis of a training's cost, how much of it a token took, and in whose rows."""
 
     unit: str
-    note: str
+    notes: tuple[str, ...]
     per_token: Callable[[View], float]
+    rows: dict[str, Row]
 
 
-def spent(rows: list[Row]) -> Spent:
-    """Joules, where every trial has them and they cover the same thing; else seconds."""
-    views = [view for row in rows for view in row.views]
-    joules = [BY_KEY["j_per_token"](view) for view in views]
-    reasons = [value.reason for value in joules if isinstance(value, Unmeasured)]
-    scopes = {scope for view in views if (scope := energy_scope(view))}
-    if not reasons and len(scopes) == 1:
+def spent(rows: dict[str, Row]) -> Spent:
+    """Joules of the variants that have them, where two do and they cover one thing; else seconds.
+
+    A curve in joules beside one in seconds would say nothing, and one row without energy is no
+    reason to hide that of all others. So it is left out, by name.
+    """
+    missing = {name: why for name, row in rows.items() if (why := _no_joules(row))}
+    known = {name: row for name, row in rows.items() if name not in missing}
+    scopes = {scope for row in known.values() for v in row.views if (scope := energy_scope(v))}
+    if len(known) >= min(2, len(rows)) and len(scopes) == 1:
         note = f"Joules of the {scopes.pop()}: tokens times those of a token in the steady window."
-        return Spent("joules", note, lambda view: _value(view, "j_per_token"))
-    why = reasons[0] if reasons else f"they cover {' and '.join(sorted(scopes))}"
+        left_out = (f"{name} is left out: {why}." for name, why in missing.items())
+        return Spent("joules", (note, *left_out), lambda view: _value(view, "j_per_token"), known)
+    why = next((f"{name}: {reason}" for name, reason in missing.items()), "")
+    why = f"they cover {' and '.join(sorted(scopes))}" if len(scopes) > 1 else why
     note = f"Seconds, not joules: {why}. Tokens times seconds of a token in the steady window."
-    return Spent("seconds", note, lambda view: 1 / _value(view, "train_tokens_per_s"))
+    return Spent("seconds", (note,), lambda view: 1 / _value(view, "train_tokens_per_s"), rows)
+
+
+def _no_joules(row: Row) -> str:
+    """Why the joules of a row's trials are not all known and valid; empty where they are."""
+    if row.cell("j_per_token").invalid:
+        codes = (flag.code for flag in row.flags if flag.level == "invalid")
+        return f"its energy is invalid ({' '.join(codes)})"
+    values = ((view.record.trial.seed, BY_KEY["j_per_token"](view)) for view in row.views)
+    found = ((seed, value.reason) for seed, value in values if isinstance(value, Unmeasured))
+    return next((f"no joules of seed {seed}: {reason}" for seed, reason in found), "")
 
 
 def _value(view: View, key: str) -> float:
@@ -65,8 +81,8 @@ def learning_chart(rows: dict[str, Row]) -> Chart:
     curved = {n: row for n, row in rows.items() if any(v.record.curve for v in row.views)}
     if not curved:
         return Chart(title, "", "no training was scored along the way (quality.curve)")
-    cost = spent(list(curved.values()))
-    values = [value for name, row in curved.items() for value in _learned(name, row, cost)]
+    cost = spent(curved)
+    values = [value for name, row in cost.rows.items() for value in _learned(name, row, cost)]
     if not values:
         return Chart(title, "", "no step window was measured")
     factor, unit = _scaled(cost.unit, max(v["x"] for v in values))
@@ -89,7 +105,7 @@ def learning_chart(rows: dict[str, Row]) -> Chart:
         means = base.mark_line(strokeWidth=2).transform_filter("datum.seed === 'all'")
         return sized(alt.layer(seeds, means))
 
-    return drawn(title, draw, (cost.note,))
+    return drawn(title, draw, cost.notes)
 
 
 def _scaled(unit: str, most: float) -> tuple[float, str]:
