@@ -155,6 +155,7 @@ def trained(
     position: str = "rope",
     lr: float = 2e-3,
     bits: float | None = None,
+    precision: dict[str, str] | None = None,
     **changes: Any,
 ) -> r.Record:
     """One seed of a small training with a curve of six scorings."""
@@ -167,6 +168,7 @@ def trained(
             "batch": 64,
             "steps": 192,
             "optimizer": {"lr": lr},
+            "precision": precision or {},
         },
         quality={"curve": 6},
     )

@@ -18,6 +18,7 @@ from efficientllm.report.export import export
 from efficientllm.report.html import page
 from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent
 from efficientllm.report.matrix import Cell, Matrix, matrix
+from efficientllm.report.section import studies_of
 from efficientllm.results import Results
 from tests import samples
 from tests.report import architecture_samples as made
@@ -153,7 +154,7 @@ def test_the_sentence_names_the_largest_decided_effects_with_interval_and_condit
     head = study_headline(costs().rows(), "What?", shown(), quality)
     assert head.sentence.startswith("Beside mha at 30M-h16: nsa trains 1.16 [1.1")
     assert "times as fast (16,384 tokens); sliding decodes 1.41 [1." in head.sentence
-    assert "(batch 32, 16,384 tokens); sliding keeps 1/256 of the cache; " in head.sentence
+    assert "(batch 32, 16,384 tokens); sliding keeps 1/256 of the cache (" in head.sentence
     assert "sliding takes +0.0400 [+0.0" in head.sentence
     assert "bits per byte (30M-h16, 0.42 tokens a parameter, 3 seeds)." in head.sentence
     assert head.hedge == ""
@@ -262,6 +263,12 @@ def test_crossings_stand_in_words_below_their_chart() -> None:
     assert any("fewer than three trials" in note for note in one_run.notes)
 
 
+def test_what_bars_stand_for_is_said() -> None:
+    one_run = "Bars of fewer than three trials are within one run."
+    assert all(one_run in chart.notes for chart in cost_charts(costs(1)))
+    assert not any(one_run in chart.notes for chart in cost_charts(costs(3)))
+
+
 def test_one_context_gives_no_chart_and_the_reason() -> None:
     (chart,) = cost_charts(studies(rows([*(_decoded_once(n) for n in ("mha", "gqa"))]))[0])
     assert chart.svg == ""
@@ -332,6 +339,20 @@ def test_the_cache_chart_rings_what_is_surely_on_the_front() -> None:
     assert "two trained variants" in cache_chart({}, []).reason
 
 
+def test_a_row_that_is_never_ranked_gets_no_ring_and_who_has_no_cache_is_named() -> None:
+    found = trainings(learned())
+    smoke = {"protocol": {"profile": "smoke", "trials": 3}}
+    records = [made.trained("mqa", seed, **smoke) for seed in range(3)]
+    table = found.rows | {"mqa": rows(records)[0]}
+    assert _rings(cache_chart(table, list(found.differences)).svg) == 2, "mqa keeps the least"
+    attention = {"kind": "custom", "file": "x.py", "name": "Mine", "sha256": "a" * 64}
+    shape = samples.build().shape | {"custom": "Mine"}  # type: ignore[operator]
+    of = samples.pretrain(model=made.model() | {"attention": attention})
+    (own,) = rows([samples.record(of, build=samples.build(shape=shape))])
+    notes = cache_chart(found.rows | {"Mine": own}, list(found.differences)).notes
+    assert notes[1] == "Mine is left out: no formula gives its cache."
+
+
 def _rings(svg: str) -> int:
     return len(
         re.findall(
@@ -359,6 +380,19 @@ def test_the_first_screen_lends_quality_from_the_small_trainings_and_shows_them(
     assert 'class="figures"' not in lead
     assert "Attention at 30M-h16, suite attention-small" in whole()
     assert "Which differences in quality are real" in whole()
+
+
+def test_a_study_that_trained_by_two_recipes_is_lent_no_quality() -> None:
+    """Its own bits per byte are other numbers than those of the published trainings."""
+    computes = {"mha": "bf16", "gqa": "float32"}
+    main = rows(made.trained(name, precision={"compute": c}) for name, c in computes.items())
+    found = studies_of(main, [*rows(made.learning_suite()), *main])
+    assert found is not None
+    assert list(found.quality.rows) == ["mha"]
+    one = cell(found.sections[0].matrix, "bits per byte", "", "gqa")
+    assert (one.text, one.state) == ("not compared", "none")
+    head = study_headline(main, "", found.sections[0].matrix, found.quality)
+    assert "no other was trained and scored as it was" in head.sentence
 
 
 def test_other_pages_stay_as_they_were() -> None:

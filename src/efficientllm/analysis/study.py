@@ -102,14 +102,18 @@ def studies(rows: Iterable[Row]) -> list[Study]:
 def trained(study: Study) -> dict[str, Row]:
     """One training with a quality for each variant, all of one recipe and equal work.
 
-    Of several recipes the one that most variants were trained by, then the longest. Where
-    learning rates were swept, each variant stands with its best.
+    Of several recipes the one that most variants were trained by, then the baseline, then the
+    longest. Where learning rates were swept, each variant stands with its best.
     """
     kinds: dict[str, dict[str, Row]] = {}
     for name, rows in study.variants.items():
         for row in tuned(row for row in rows if row.case.stage == "pretrain"):
             kinds.setdefault(recipe(row), {})[name] = row
-    return max(kinds.values(), key=lambda found: (len(found), _tokens(found)), default={})
+
+    def rank(found: dict[str, Row]) -> tuple[int, bool, float]:
+        return len(found), study.baseline in found, _tokens(found)
+
+    return max(kinds.values(), key=rank, default={})
 
 
 def trainings(study: Study) -> Trainings:

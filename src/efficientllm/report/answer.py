@@ -13,7 +13,6 @@ from typing import NamedTuple
 from efficientllm.analysis.compare import Line
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.table import Row
-from efficientllm.report.columns import number
 from efficientllm.report.differing import signed
 from efficientllm.report.headline import Headline, doubts_of, machine_line
 from efficientllm.report.matrix import Ask, Matrix
@@ -85,11 +84,11 @@ def _told(found: Effect) -> str:
 
 
 def _cache(found: Effect) -> str:
-    ratio = found.line.ratio
+    ratio, so_far = found.line.ratio, "" if found.decided else "so far "
     if ratio == 1:
-        return "all keep the same cache"
-    share = f"1/{number(1 / ratio)} of" if ratio < 0.5 else f"{ratio:.2f} times"
-    return f"{found.name} keeps {share} the cache"
+        return f"{so_far}all keep the same cache"
+    share = f"1/{1 / ratio:.3g} of" if ratio < 0.5 else f"{ratio:.2f} times"
+    return f"{so_far}{found.name} keeps {share} the cache ({found.ask.where})"
 
 
 def _quality(baseline: str, quality: Trainings) -> str:
@@ -99,7 +98,9 @@ def _quality(baseline: str, quality: Trainings) -> str:
     found = [x for name in quality.rows if (x := quality.against(baseline, name)) is not None]
     sure = [x for x in found if x.verdict != "undecided" and x.difference is not None]
     if not sure:
-        why = next((x.why for x in found if x.why), f"{baseline} was not trained")
+        alone = "no other was trained and scored as it was"
+        none = alone if baseline in quality.rows else f"{baseline} was not trained"
+        why = next((x.why for x in found if x.why), none)
         return f"no difference in quality is decided ({quality.told}: {why})"
     best = max(sure, key=lambda x: abs(x.difference or 0.0))
     return f"{best.b} takes {signed(best)} bits per byte ({quality.told}, {best.seeds} seeds)"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Cell, Row
 from efficientllm.analysis.work import training_precision
@@ -166,6 +167,32 @@ def number(value: float) -> str:
     if magnitude >= -3:
         return f"{value:.{max(0, 2 - magnitude)}f}"
     return f"{value:.2e}"
+
+
+_BASES = {
+    "none": "",
+    "exact": "counted",
+    "trials": "{} trials",
+    "within-run": "{} blocks of one run",
+    "text": "{} held-out documents",
+}
+
+
+def basis(interval: Interval) -> str:
+    """What an interval is taken over: n counts trials, blocks or documents."""
+    return _BASES[interval.basis].format(interval.n)
+
+
+def small_print(interval: Interval, shown: Column) -> str:
+    """Both ends in the column's unit and what they are over: `95 %: 27 to 29 ms over 3 trials`."""
+    if interval.basis == "exact":
+        return "counted, not sampled"
+    if interval.low is None or interval.high is None:
+        return f"no interval; {interval.n} trial{'s' if interval.n > 1 else ''}"
+    share = shown.metric.unit == "share"
+    factor, unit = (100.0, "%") if share else (shown.factor, shown.unit)
+    low, high = (number(x * factor) for x in (interval.low, interval.high))
+    return f"95 %: {' '.join(filter(None, (low, 'to', high, unit)))} over {basis(interval)}"
 
 
 def with_half_width(cell: Cell, factor: float = 1.0) -> str:

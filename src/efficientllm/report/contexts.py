@@ -112,7 +112,7 @@ def _seconds(row: Row, key: str) -> Interval | None:
     if BY_KEY[key].better == "higher":
         low, high = (None if x is None else 1 / x for x in (found.high, found.low))
         found = found._replace(value=1 / found.value, low=low, high=high)
-    return found if row.ranked else found._replace(basis="none")
+    return found if row.ranked else found._replace(low=None, high=None, basis="none")
 
 
 def _contexts(family: Family) -> list[int]:
@@ -151,7 +151,10 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
         return sized(alt.layer(base.mark_line(strokeWidth=1.5).encode(y=y), bars, dots(base, y)))
 
     found = crossings({n: c for n, c in family.curves.items() if n in names})
-    notes = (*_told(found, family), *family.left_out)
+    drawn_ones = [cost for n in names for cost in family.curves.get(n, {}).values()]
+    one_run = any(cost.basis == "within-run" for cost in drawn_ones)
+    bars = ("Bars of fewer than three trials are within one run.",) if one_run else ()
+    notes = (*_told(found, family), *family.left_out, *bars)
     return drawn(f"{family.what}, {family.where}", draw, notes)
 
 

@@ -31,6 +31,7 @@ from efficientllm.report.columns import (
     device,
     first_columns,
     label,
+    small_print,
     words_of,
 )
 from efficientllm.report.differing import p_value, signed, verdict
@@ -40,6 +41,7 @@ from efficientllm.report.paper_tables import paper_tables
 from efficientllm.report.section import Studies, studies_of
 from efficientllm.report.selection import data_line
 from efficientllm.report.text import unit_percentiles
+from efficientllm.spec.suite import builtin_names, load_suite
 
 if TYPE_CHECKING:
     from efficientllm.results import Results
@@ -144,7 +146,8 @@ def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
 def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"label": label, "device": device, "anchor": _anchor}
-    environment.globals |= {"signed": signed, "p_value": p_value, "verdict": verdict}
+    told = (signed, p_value, verdict, small_print)
+    environment.globals |= {function.__name__: function for function in told}
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     return environment.from_string(_asset("page.html")).render(
@@ -177,15 +180,11 @@ def _json(value: Any) -> Markup:
 
 def _question(suite: str) -> str:
     """The suite's own question, where it is one of ours."""
-    from efficientllm.spec.suite import builtin_names, load_suite
-
     return load_suite(suite).question if suite in builtin_names() else ""
 
 
 def _command(suite: str) -> str:
     """What runs the suite again, where its name alone says it; nothing for a user's own."""
-    from efficientllm.spec.suite import builtin_names
-
     return f"efficientllm run {suite}" if suite in builtin_names() else ""
 
 

@@ -165,7 +165,7 @@ def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
         lambda i, j: (names[i], names[j]) in better,
     )
     values = [
-        _bar(name, sized[name], rows[name]) | {"front": ring}
+        _bar(name, sized[name], rows[name]) | {"front": ring and rows[name].ranked}
         for name, ring in zip(names, rings, strict=True)
     ]
     context = rows[names[0]].views[0].point.context
@@ -175,9 +175,9 @@ def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
         if seeds
         else "No intervals: three seeds are needed."
     ) + " A point without a ring is beaten, or nobody can say yet."
-    return _bars(
-        title, values, list(rows), f"bytes of bf16 cache per token, {context:,} kept", note
-    )
+    uncounted = (f"{n} is left out: no formula gives its cache." for n in rows if n not in sized)
+    axis = f"bytes of bf16 cache per token, {context:,} kept"
+    return _bars(title, values, list(rows), axis, (note, *uncounted))
 
 
 def _bar(name: str, size: float, row: Row) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _bar(name: str, size: float, row: Row) -> dict[str, Any]:
 
 
 def _bars(
-    title: str, values: list[dict[str, Any]], names: list[str], axis: str, note: str
+    title: str, values: list[dict[str, Any]], names: list[str], axis: str, notes: tuple[str, ...]
 ) -> Chart:
     """Dots with vertical bars, some of them ringed."""
     ends = [v[key] for v in values for key in ("low", "high")]
@@ -207,7 +207,7 @@ def _bars(
             alt.layer(rules, dots(base, y), rings.transform_filter("datum.front === true"))
         )
 
-    return drawn(title, draw, (note,))
+    return drawn(title, draw, notes)
 
 
 def cache_per_token(row: Row) -> float | None:

@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple
 
 from efficientllm.analysis.compare import Line, Unequal, ratio
 from efficientllm.analysis.differences import Trainings
+from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import unlike
 from efficientllm.record import DONE
-from efficientllm.report.columns import column, memory_key, number
+from efficientllm.report.columns import Column, column, memory_key, number, small_print
 from efficientllm.report.differing import briefly, signed
 
 State = Literal["", "undecided", "none", "failed"]
@@ -169,7 +170,8 @@ def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
     found = row.cell(ask.key)
     if found.interval is None:
         return Cell("\u2013", title=found.reason, state="none", row=row)
-    text, title = _value(study, row, ask), _small_print(row, ask.key)
+    shown = _shown(study, ask)
+    text, title = _value(found.interval, shown, ask), small_print(found.interval, shown)
     if found.invalid:
         return Cell(text, "invalid", title, "undecided", row)
     if name == study.baseline or base is None or row is base:
@@ -215,27 +217,17 @@ def _two(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
-def _value(study: Study, row: Row, ask: Ask) -> str:
-    others = (study.like_baseline(name, ask.stage, ask.point) for name in study.variants)
-    shown = column(ask.key, [row for row in others if row is not None])
-    interval = row.cell(ask.key).interval
-    assert interval is not None
+def _shown(study: Study, ask: Ask) -> Column:
+    """An ask's metric in a unit that suits every variant."""
+    rows = (study.like_baseline(name, ask.stage, ask.point) for name in study.variants)
+    return column(ask.key, [row for row in rows if row is not None])
+
+
+def _value(interval: Interval, shown: Column, ask: Ask) -> str:
     if shown.metric.unit == "share":
         return f"{interval.value:.1%}"
     unit = "" if "/s" in ask.head else f" {shown.unit}"
     return f"{number(interval.value * shown.factor)}{unit}".strip()
-
-
-def _small_print(row: Row, key: str) -> str:
-    """The interval, what it is of, and from how many trials."""
-    interval = row.cell(key).interval
-    assert interval is not None
-    if interval.basis == "exact":
-        return "counted, not sampled"
-    if interval.low is None or interval.high is None:
-        return f"no interval; n = {interval.n}"
-    low, high = number(interval.low), number(interval.high)
-    return f"95 %: {low} to {high}, {interval.basis}; n = {interval.n}"
 
 
 def _plain_cell(rows: tuple[Row, ...], key: str) -> Cell:
@@ -270,14 +262,24 @@ def _longest_cell(study: Study, name: str, ask: Ask) -> Cell:
     return Cell(text, told.partition(": ")[2], f"{told} {first.reason}".strip(), "failed", first)
 
 
+def _own(study: Study, name: str, quality: Trainings) -> list[Row]:
+    """A variant's trainings in the study that the quality is of; none where it was lent."""
+    known = {id(row) for row in study.rows()}
+    own = any(id(row) in known for row in quality.rows.values())
+    return [r for r in study.variants[name] if own and r.case.stage == "pretrain"]
+
+
 def _quality_cell(study: Study, name: str, quality: Trainings) -> Cell:
     row = quality.rows.get(name)
+    if row is None and any(r.cell(QUALITY).interval for r in _own(study, name, quality)):
+        reason = "trained, but by another recipe or for another budget than the others"
+        return Cell("not compared", title=reason, state="none")
     if row is None:
         reason = "no training of this variant with steps or tokens and held-out text"
         return Cell("not measured", title=reason, state="none")
     interval = row.cell(QUALITY).interval
     assert interval is not None
-    title = _small_print(row, QUALITY)
+    title = small_print(interval, column(QUALITY, [row]))
     text = f"{interval.value:.4f}"
     if name == study.baseline:
         return Cell(text, "baseline", title, row=row)

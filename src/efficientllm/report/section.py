@@ -65,8 +65,13 @@ def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
 
 
 def _trained(first: Study, others: list[Study]) -> Study | None:
-    """The study whose trainings speak for the first one: itself, else one of the same part."""
-    same = (study for study in [first, *others] if study.axis == first.axis)
+    """The study whose trainings speak for the first one: itself, else one of the same part.
+
+    Where it trained anything itself, nothing is lent: that would stand in the place of its own.
+    """
+    if trainings(first).rows:
+        return first
+    same = (study for study in others if study.axis == first.axis)
     return next((study for study in same if len(trainings(study).rows) > 1), None)
 
 

@@ -17,6 +17,7 @@ from efficientllm.report.columns import (
     STAGE_TITLES,
     STAGES,
     all_metrics,
+    basis,
     column,
     first_columns,
     label,
@@ -24,14 +25,6 @@ from efficientllm.report.columns import (
     unnamed,
 )
 from efficientllm.report.selection import data_line
-
-_BASES = {
-    "none": "",
-    "exact": "counted",
-    "trials": "{} trials",
-    "within-run": "{} blocks of one run",
-    "text": "{} held-out documents",
-}
 
 
 def unit_percentiles(row: Row) -> list[str]:
@@ -167,9 +160,7 @@ def print_record(console: Console, row: Row) -> None:
             continue
         shown = column(metric.key, [row])
         value = f"{shown.text(row)} {shown.unit}".strip()
-        table.add_row(
-            metric.key, value, _BASES[cell.interval.basis].format(cell.interval.n), symbol
-        )
+        table.add_row(metric.key, value, basis(cell.interval), symbol)
     console.print(table)
     for line in unit_percentiles(row):
         console.print(line)
