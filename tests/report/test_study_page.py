@@ -13,8 +13,10 @@ from efficientllm.analysis.table import rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report.answer import largest, study_headline
+from efficientllm.report.charts import PALETTE
 from efficientllm.report.contexts import cost_charts, families
 from efficientllm.report.export import export
+from efficientllm.report.headline import headline
 from efficientllm.report.html import page
 from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent
 from efficientllm.report.matrix import Cell, Matrix, matrix
@@ -55,7 +57,7 @@ def test_decode_is_shown_at_the_longest_context_that_the_baseline_ran() -> None:
     heads = [(ask.head, ask.where) for ask in shown().asks]
     assert ("decode tokens/s", "batch 1, 65,536 tokens") in heads
     assert ("decode tokens/s", "batch 32, 16,384 tokens") in heads
-    assert ("training tokens/s", "16,384 tokens") in heads
+    assert ("training tokens/s", "length 16,384") in heads
     lost = cell(shown(), "longest context", "batch 32", "mha")
     assert (lost.text, lost.ratio, lost.state) == ("16,384", "out of memory", "failed")
     assert lost.title == "65,536 tokens: out of memory the cache takes 32 GiB"
@@ -130,7 +132,7 @@ def test_a_suite_half_run_answers_at_the_context_that_most_variants_have() -> No
         if x.trial.name != "train-16384-mla"
     ]
     found = matrix(studies(rows(records))[0], trainings(costs()))
-    assert cell(found, "training tokens/s", "4,096 tokens", "mla").text
+    assert cell(found, "training tokens/s", "length 4,096", "mla").text
 
 
 def test_the_study_that_was_also_decoded_stands_before_a_larger_one() -> None:
@@ -153,8 +155,8 @@ def test_the_sentence_names_the_largest_decided_effects_with_interval_and_condit
     quality = trainings(learned())
     head = study_headline(costs().rows(), "What?", shown(), quality)
     assert head.sentence.startswith("Beside mha at 30M-h16: nsa trains 1.16 [1.1")
-    assert "times as fast (16,384 tokens); sliding decodes 1.41 [1." in head.sentence
-    assert "(batch 32, 16,384 tokens); sliding keeps 1/256 of the cache (" in head.sentence
+    assert "times as fast (length 16,384); sliding decodes 1.41 [1." in head.sentence
+    assert "(batch 32, 16,384 tokens); sliding keeps 1/256 of the cache; " in head.sentence
     assert "sliding takes +0.0400 [+0.0" in head.sentence
     assert "bits per byte (30M-h16, 0.42 tokens a parameter, 3 seeds)." in head.sentence
     assert head.hedge == ""
@@ -180,7 +182,7 @@ def test_equal_variants_are_said_to_be_equal() -> None:
     ]
     study = studies(rows(records))[0]
     head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
-    assert "none trains measurably faster or slower (4,096 tokens)" in head.sentence
+    assert "none trains measurably faster or slower (length 4,096)" in head.sentence
 
 
 def test_a_training_in_another_precision_has_no_ratio_and_says_why() -> None:
@@ -263,6 +265,20 @@ def test_crossings_stand_in_words_below_their_chart() -> None:
     assert any("fewer than three trials" in note for note in one_run.notes)
 
 
+def test_a_variant_keeps_its_colour_where_others_are_missing_and_none_is_drawn_without() -> None:
+    table, variants = trainings(learned()).rows, list(made.VARIANTS)
+    few = {name: table[name] for name in ("mqa", "nsa")}
+    chart = learning_chart(few, variants)
+    third, sixth, first = PALETTE[2], PALETTE[5], PALETTE[0]
+    assert third in chart.svg
+    assert sixth in chart.svg
+    assert first not in chart.svg
+    many = [*(f"v{i}" for i in range(9)), "mqa", "nsa"]
+    chart = learning_chart(few, many)
+    assert chart.notes[-1] == "nsa is left out: no colour is left for it."
+    assert sixth not in chart.svg
+
+
 def test_what_bars_stand_for_is_said() -> None:
     one_run = "Bars of fewer than three trials are within one run."
     assert all(one_run in chart.notes for chart in cost_charts(costs(1)))
@@ -291,7 +307,7 @@ def test_training_is_paid_in_joules_and_those_without_are_left_out_by_name() -> 
     partly = spent(table | {"gqa": blind})
     assert (partly.unit, list(partly.rows)) == ("joules", [n for n in table if n != "gqa"])
     assert partly.notes[1].startswith("gqa is left out: no joules of seed 0: none")
-    chart = learning_chart(table | {"gqa": blind})
+    chart = learning_chart(table | {"gqa": blind}, list(table))
     assert chart.notes == partly.notes
 
 
@@ -315,28 +331,31 @@ def test_invalid_joules_are_on_no_axis() -> None:
 
 
 def test_the_learning_chart_has_seeds_and_stays_small() -> None:
-    chart = learning_chart(trainings(learned()).rows)
+    chart = learning_chart(trainings(learned()).rows, list(made.VARIANTS))
     assert "<svg" in chart.svg
     long = tuple(
         r.CurvePoint(step=i, tokens=65536.0 * i, nll=2e4 / i, bytes=20000) for i in range(1, 2001)
     )
     many = rows([made.trained(n, s, curve=long) for n in ("mha", "mla") for s in range(3)])
-    large = learning_chart({row.name: row for row in many})
+    large = learning_chart({r.name: r for r in many}, [r.name for r in many])
     assert len(large.svg) < 40_000
     assert MAX_CURVE < 100
-    bare = learning_chart({row.name: row for row in rows([made.trained("mha", curve=())])})
+    (empty,) = rows([made.trained("mha", curve=())])
+    bare = learning_chart({"mha": empty}, ["mha"])
     assert bare.reason == "no training was scored along the way (quality.curve)"
 
 
 def test_the_cache_chart_rings_what_is_surely_on_the_front() -> None:
     found = trainings(learned())
-    chart = cache_chart(found.rows, list(found.differences))
+    chart = cache_chart(found.rows, list(found.differences), list(found.rows))
     # mqa keeps least, nsa is better for little more, mla is better than all: three rings
     assert chart.svg.count('stroke-width="2"') >= len(made.VARIANTS)
     assert _rings(chart.svg) == 3
     one = trainings(learned(1))
-    assert _rings(cache_chart(one.rows, list(one.differences)).svg) == 1, "the least cache alone"
-    assert "two trained variants" in cache_chart({}, []).reason
+    assert _rings(cache_chart(one.rows, list(one.differences), list(one.rows)).svg) == 1, (
+        "the least cache alone"
+    )
+    assert "two trained variants" in cache_chart({}, [], []).reason
 
 
 def test_a_row_that_is_never_ranked_gets_no_ring_and_who_has_no_cache_is_named() -> None:
@@ -344,12 +363,16 @@ def test_a_row_that_is_never_ranked_gets_no_ring_and_who_has_no_cache_is_named()
     smoke = {"protocol": {"profile": "smoke", "trials": 3}}
     records = [made.trained("mqa", seed, **smoke) for seed in range(3)]
     table = found.rows | {"mqa": rows(records)[0]}
-    assert _rings(cache_chart(table, list(found.differences)).svg) == 2, "mqa keeps the least"
+    assert _rings(cache_chart(table, list(found.differences), list(found.rows)).svg) == 2, (
+        "mqa keeps the least"
+    )
     attention = {"kind": "custom", "file": "x.py", "name": "Mine", "sha256": "a" * 64}
     shape = samples.build().shape | {"custom": "Mine"}  # type: ignore[operator]
     of = samples.pretrain(model=made.model() | {"attention": attention})
     (own,) = rows([samples.record(of, build=samples.build(shape=shape))])
-    notes = cache_chart(found.rows | {"Mine": own}, list(found.differences)).notes
+    notes = cache_chart(
+        found.rows | {"Mine": own}, list(found.differences), [*found.rows, "Mine"]
+    ).notes
     assert notes[1] == "Mine is left out: no formula gives its cache."
 
 
@@ -451,3 +474,15 @@ def test_the_formula_behind_the_cache_chart_is_the_measured_size() -> None:
     shape = row.views[0].shape
     assert shape is not None
     assert cache_bytes(shape, 1024) / 1024 == 8 * (4 * 32 + 16) * 2
+
+
+def test_the_first_screen_states_how_two_trainings_differ() -> None:
+    def tuned(technique: str, **workload: object) -> r.Record:
+        fields = {"kind": "finetune", "sequence_length": 1024, "batch": 4} | workload
+        of = samples.case(name=f"finetune-{technique}", technique=technique, workload=fields)
+        return samples.record(of, windows=[samples.training_window()])
+
+    table = rows([tuned("full"), tuned("lora", precision={"compute": "float32"})])
+    condition = headline(table, "").condition
+    assert "Differs: training precision: bf16 on float32 weights -> float32. NVIDIA" in condition
+    assert "Differs" not in headline(rows([tuned("full"), tuned("lora")]), "").condition

@@ -88,7 +88,7 @@ def _cache(found: Effect) -> str:
     if ratio == 1:
         return f"{so_far}all keep the same cache"
     share = f"1/{1 / ratio:.3g} of" if ratio < 0.5 else f"{ratio:.2f} times"
-    return f"{so_far}{found.name} keeps {share} the cache ({found.ask.where})"
+    return f"{so_far}{found.name} keeps {share} the cache"
 
 
 def _quality(baseline: str, quality: Trainings) -> str:

@@ -23,6 +23,7 @@ from efficientllm.report.charts import (
     drawn,
     scale_of,
     sized,
+    without_colour,
 )
 
 MAX_NOTES = 6
@@ -44,10 +45,13 @@ class Family(NamedTuple):
 
 def cost_charts(study: Study) -> list[Chart]:
     """A panel for each batch of decode and of prefill, and for training at equal work."""
-    found = [f for f in families(study) if len(_contexts(f)) > 1]
+    variants = list(study.variants)
+    coloured_ones = set(variants[:MAX_LINES])
+    found = [
+        f for f in families(study) if len(_contexts(f)) > 1 and coloured_ones & f.curves.keys()
+    ]
     if found:
-        names = list(study.variants)[:MAX_LINES]
-        return [_cost_chart(family, names) for family in found]
+        return [_cost_chart(family, variants) for family in found]
     if "generate" not in study.stages:
         return []
     reason = "every batch was measured at one context only"
@@ -119,7 +123,8 @@ def _contexts(family: Family) -> list[int]:
     return sorted({context for curve in family.curves.values() for context in curve})
 
 
-def _cost_chart(family: Family, names: list[str]) -> Chart:
+def _cost_chart(family: Family, variants: list[str]) -> Chart:
+    names = [name for name in variants[:MAX_LINES] if name in family.curves]
     values: list[dict[str, Any]] = [
         {
             "row": name,
@@ -129,7 +134,7 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
             "high": (cost.high or cost.value) * 1e3,
         }
         for name in names
-        for context, cost in sorted(family.curves.get(name, {}).items())
+        for context, cost in sorted(family.curves[name].items())
     ]
     contexts = _contexts(family)
     ends = [contexts[0] / 1.2, contexts[-1] * 1.2]
@@ -143,7 +148,7 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
                 scale=alt.Scale(type="log", base=2, domain=ends, nice=False),
                 axis=alt.Axis(values=contexts, format=","),
             ),
-            color=alt.Color("row:N", scale=coloured(alt, names), title=None),
+            color=alt.Color("row:N", scale=coloured(alt, names, variants), title=None),
         )
         height = scale_of(alt, heights, domain_of(heights))
         y = alt.Y("y:Q", title=family.axis, scale=height)
@@ -151,10 +156,10 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
         return sized(alt.layer(base.mark_line(strokeWidth=1.5).encode(y=y), bars, dots(base, y)))
 
     found = crossings({n: c for n, c in family.curves.items() if n in names})
-    drawn_ones = [cost for n in names for cost in family.curves.get(n, {}).values()]
+    drawn_ones = [cost for n in names for cost in family.curves[n].values()]
     one_run = any(cost.basis == "within-run" for cost in drawn_ones)
     bars = ("Bars of fewer than three trials are within one run.",) if one_run else ()
-    notes = (*_told(found, family), *family.left_out, *bars)
+    notes = (*_told(found, family), *family.left_out, *without_colour(variants), *bars)
     return drawn(f"{family.what}, {family.where}", draw, notes)
 
 

@@ -19,6 +19,7 @@ from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import CurvePoint
 from efficientllm.report.charts import (
+    MAX_LINES,
     Chart,
     coloured,
     domain_of,
@@ -26,6 +27,7 @@ from efficientllm.report.charts import (
     drawn,
     scale_of,
     sized,
+    without_colour,
 )
 
 MAX_CURVE = 24
@@ -75,10 +77,14 @@ def _value(view: View, key: str) -> float:
     return math.inf if isinstance(value, Unmeasured) else value
 
 
-def learning_chart(rows: dict[str, Row]) -> Chart:
-    """Bits per byte against what was spent so far, a line a variant, faint ones its seeds."""
+def learning_chart(rows: dict[str, Row], variants: list[str]) -> Chart:
+    """Bits per byte against what was spent so far, a line a variant, faint ones its seeds.
+
+    `variants` are all of the study's, which have a colour each; the first few of them.
+    """
     title = "Quality against what training took"
-    curved = {n: row for n, row in rows.items() if any(v.record.curve for v in row.views)}
+    coloured_ones = {n: row for n, row in rows.items() if n in variants[:MAX_LINES]}
+    curved = {n: r for n, r in coloured_ones.items() if any(v.record.curve for v in r.views)}
     if not curved:
         return Chart(title, "", "no training was scored along the way (quality.curve)")
     cost = spent(curved)
@@ -95,7 +101,7 @@ def learning_chart(rows: dict[str, Row]) -> Chart:
             y=alt.Y("y:Q", title="bits per byte", scale=alt.Scale(domain=domain_of(heights))),
             color=alt.Color(
                 "row:N",
-                scale=coloured(alt, list(rows)),
+                scale=coloured(alt, list(cost.rows), variants),
                 title=None,
                 legend=alt.Legend(symbolOpacity=1, symbolStrokeWidth=3),
             ),
@@ -105,7 +111,7 @@ def learning_chart(rows: dict[str, Row]) -> Chart:
         means = base.mark_line(strokeWidth=2).transform_filter("datum.seed === 'all'")
         return sized(alt.layer(seeds, means))
 
-    return drawn(title, draw, cost.notes)
+    return drawn(title, draw, (*cost.notes, *without_colour(variants)))
 
 
 def _scaled(unit: str, most: float) -> tuple[float, str]:
@@ -151,11 +157,11 @@ def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
     return points[::-1][::step][::-1]
 
 
-def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
+def cache_chart(rows: dict[str, Row], found: list[Difference], variants: list[str]) -> Chart:
     """Cache per token against bits per byte; ringed what is surely on the front."""
     title = "Cache per token against quality (ringed: surely on the front)"
     sized = {name: size for name, row in rows.items() if (size := cache_per_token(row)) is not None}
-    names = [name for name in rows if name in sized]
+    names = [name for name in rows if name in sized and name in variants[:MAX_LINES]]
     if len(names) < 2:
         return Chart(title, "", "two trained variants with a known cache are needed")
     better = surely_better(found)
@@ -177,7 +183,8 @@ def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
     ) + " A point without a ring is beaten, or nobody can say yet."
     uncounted = (f"{n} is left out: no formula gives its cache." for n in rows if n not in sized)
     axis = f"bytes of bf16 cache per token, {context:,} kept"
-    return _bars(title, values, list(rows), axis, (note, *uncounted))
+    notes = (note, *uncounted, *without_colour(variants))
+    return _bars(title, values, variants, axis, notes)
 
 
 def _bar(name: str, size: float, row: Row) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def _bar(name: str, size: float, row: Row) -> dict[str, Any]:
 
 
 def _bars(
-    title: str, values: list[dict[str, Any]], names: list[str], axis: str, notes: tuple[str, ...]
+    title: str, values: list[dict[str, Any]], variants: list[str], axis: str, notes: tuple[str, ...]
 ) -> Chart:
     """Dots with vertical bars, some of them ringed."""
     ends = [v[key] for v in values for key in ("low", "high")]
@@ -199,7 +206,9 @@ def _bars(
         y = alt.Y("y:Q", title="bits per byte", scale=height)
         base = alt.Chart(alt.Data(values=values)).encode(
             x=alt.X("x:Q", title=axis, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)),
-            color=alt.Color("row:N", scale=coloured(alt, names), title=None),
+            color=alt.Color(
+                "row:N", scale=coloured(alt, [v["row"] for v in values], variants), title=None
+            ),
         )
         rules = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=height), y2="high:Q")
         rings = base.mark_point(filled=False, size=220).encode(y=y, color=alt.value("currentColor"))

@@ -83,7 +83,7 @@ def _asks(study: Study, quality: Trainings) -> list[Ask]:
     asks = [Ask("parameters", study.size, "total_params", study.stages[0], "")]
     training = _longest(study, "pretrain", None)
     if training is not None:
-        told = f"{_context(training):,} tokens"
+        told = f"length {_context(training):,}"
         asks.append(_ask("training tokens/s", told, "train_tokens_per_s", training))
     batches = sorted({r.views[0].point.batch for r in study.rows() if r.case.stage == "generate"})
     ends = dict.fromkeys(batches[:1] + batches[-1:])

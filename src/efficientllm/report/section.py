@@ -77,7 +77,8 @@ def _trained(first: Study, others: list[Study]) -> Study | None:
 
 def _section(study: Study, quality: Trainings) -> Section:
     own = trainings(study)
-    charts = (learning_chart(own.rows), cache_chart(own.rows, list(own.differences)))
+    names = list(study.variants)
+    charts = learning_chart(own.rows, names), cache_chart(own.rows, list(own.differences), names)
     suites = dict.fromkeys(row.record.trial.suite for row in study.rows())
     return Section(
         f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}",
