@@ -3,6 +3,9 @@
 An example of a module of one's own; docs/own-attention.md walks through it. The first `SINKS`
 tokens stay visible for ever, of the others the last `WINDOW` (after Xiao et al. 2023, arXiv
 2309.17453). The mask is written out, which is slow and short.
+
+It handles rotary positions only: it ignores the biases of `t5` and the slopes of `alibi`, and
+is not ranked with them (`POSITION_UNUSED`).
 """
 
 import torch

@@ -27,13 +27,16 @@ from efficientllm.spec.protocol import Protocol
 from efficientllm.store import Store
 
 NEEDED_BYTES = 1 << 24
-COLOURS = {"passed": "green", "failed": "red", "told": "yellow"}
+COLOURS = {"passed": "green", "failed": "red", "told": "yellow", "unused": "red"}
 
 
 def examine_command(
     console: Console, what: str, preset: str, position: str, gpu: Gpu | None, as_json: bool
 ) -> int:
-    """Print every finding about an attention; 1 when it failed any, or could not be examined."""
+    """Print every finding about an attention; 1 when it failed any, or could not be examined.
+
+    One that ignores the positions it is given is sound, and 0: it has its own way to be ranked.
+    """
     findings = examined(what, preset, position, gpu)
     failed = [finding for finding in findings if finding.verdict == "failed"]
     if as_json:
@@ -53,6 +56,9 @@ def examine_command(
         verdict = "It runs; its rows will not be ranked." if runs else "It does not run."
         console.print(f"[red]{verdict}[/red]")
         return 1
+    if any(finding.verdict == "unused" for finding in findings):
+        console.print("[red]It runs; it may be ranked with model.position=none only.[/red]")
+        return 0
     console.print("It may be ranked.")
     return 0
 

@@ -173,11 +173,12 @@ class Reach(Frozen):
 class Finding(Frozen):
     """One thing that an attention was examined for: what was seen, and what to do about it.
 
-    `told` neither passes nor fails: it is for the reader to know.
+    `told` neither passes nor fails: it is for the reader to know. `unused` is sound and ignores
+    something that its rows would be named after.
     """
 
     name: str
-    verdict: Literal["passed", "failed", "told"]
+    verdict: Literal["passed", "failed", "told", "unused"]
     seen: str
     advice: str = ""
 

@@ -445,6 +445,7 @@ def examined(*verdicts: str) -> Record:
         ((), "CUSTOM_UNCHECKED", False),
         (("passed", "failed"), "CUSTOM_CHECK_FAILED", False),
         (("passed", "told"), "CUSTOM_ATTENTION", True),
+        (("passed", "unused"), "POSITION_UNUSED", False),
     ],
 )
 def test_an_attention_of_ones_own_is_ranked_when_it_passed(

@@ -17,9 +17,9 @@ from efficientllm.analysis.compare import (
     compare,
     paired,
     ratio_interval,
-    unequal_work,
 )
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unequal_work
 from efficientllm.metrics import BY_KEY, View
 from efficientllm.spec.case import Case
 from tests import samples
@@ -319,6 +319,24 @@ def test_quality_of_separately_trained_models_needs_three_seeds() -> None:
     assert two.verdict == "ambiguous"
     three = line(compare(trained(1.0, 1.0, 1.0), trained(1.5, 1.51, 1.49)), "bits_per_byte")
     assert three.verdict == "worse"
+
+
+def test_conditions_of_training_are_stated() -> None:
+    a = training((0.1,), resolved={"loss": "plain"})
+    b = training(
+        (0.1,),
+        resolved={"loss": "chunked"},
+        precision={"params": "bf16", "optimizer_state": "bf16"},
+        optimizer={"lr": 1e-2, "schedule": "wsd", "decay_share": 0.3},
+    )
+    assert list(compare(a, b).conditions) == [
+        "training precision: bf16 on float32 weights -> bf16",
+        "optimizer.schedule: cosine -> wsd",
+        "optimizer.decay_share: 0.2 -> 0.3",
+        "optimizer.lr: 0.0001 -> 0.01",
+        "loss: plain -> chunked",
+    ]
+    assert compare(a, a).conditions == ()
 
 
 def test_equal_machines_show_no_difference_and_never_a_false_one() -> None:

@@ -60,6 +60,53 @@ def test_compare_says_the_same_of_one_seed() -> None:
     assert (line.verdict, line.why) == ("ambiguous", "one seed")
 
 
+def test_compare_decides_as_the_table_of_a_pair_does() -> None:
+    # 1 % apart, inside the band of times; paired by seed the scatter is a tenth of that
+    a, b = row("mha", (1.5, 1.6, 1.4)), row("gqa", (1.485, 1.583, 1.386))
+    one = only(differences({"a": a, "b": b}))
+    (line,) = [x for x in compare(a, b).lines if x.metric.key == "bits_per_byte"]
+    assert (line.verdict, line.why, one.verdict) == ("better", "paired over seeds", "better")
+    told = [(x - 1) * line.a for x in (line.low, line.ratio, line.high) if x is not None]
+    assert told == pytest.approx([one.low, one.difference, one.high])
+    noisy = row("gqa", (1.40, 1.75, 1.38))
+    (line,) = [x for x in compare(a, noisy).lines if x.metric.key == "bits_per_byte"]
+    assert (line.verdict, line.why) == ("ambiguous", "the interval holds 0")
+
+
+def trained_by(name: str, bits: Sequence[float], **workload: Any) -> Row:
+    """A row with another recipe; its records say the same otherwise."""
+    found = []
+    for record in row(name, bits).views:
+        case = record.case
+        settings = case.workload.model_dump(mode="json") | workload
+        of = case.model_validate(case.model_dump(mode="json") | {"workload": settings})
+        trial = record.record.trial.model_copy(update={"case_id": of.case_id})
+        changes = {"case": of.model_dump(mode="json"), "trial": trial}
+        found.append(record.record.model_copy(update=changes))
+    (made_row,) = rows(found)
+    return made_row
+
+
+def test_two_models_by_two_recipes_are_undecided_and_one_model_is_not() -> None:
+    base, bits = row("mha", (1.5, 1.6, 1.4)), (1.40, 1.50, 1.31)
+    constant = {"kind": "adamw", "lr": 2e-3, "schedule": "constant"}
+    other = only(differences({"a": base, "b": trained_by("gqa", bits, optimizer=constant)}))
+    assert other.verdict == "undecided"
+    assert other.why == ("trained by different recipes: optimizer.schedule: cosine -> constant")
+    (line,) = [
+        x
+        for x in compare(base, trained_by("gqa", bits, precision={"compute": "float32"})).lines
+        if x.metric.key == "bits_per_byte"
+    ]
+    assert line.verdict == "ambiguous"
+    assert "training precision: bf16 on float32 weights -> float32" in line.why
+    rate = {"kind": "adamw", "lr": 4e-3}
+    same = only(differences({"a": base, "b": trained_by("gqa", bits, optimizer=rate)}))
+    assert same.verdict == "better", "every variant has a rate of its own"
+    recipe = only(differences({"a": base, "b": trained_by("mha", bits, optimizer=constant)}))
+    assert recipe.verdict == "better", "of one model the recipe is what is compared"
+
+
 def test_holms_correction_takes_back_what_many_pairs_find_by_luck() -> None:
     a, b = (1.5, 1.6, 1.4), (1.51, 1.618, 1.412)  # t = 4.16 a pair: p = 0.042 alone
     alone = only(differences({"a": row("mha", a), "b": row("gqa", b)}))

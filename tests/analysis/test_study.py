@@ -7,6 +7,8 @@ import pytest
 from efficientllm.analysis.study import studies, trained, trainings, variant
 from efficientllm.analysis.sweep import learning_rate
 from efficientllm.analysis.table import rows
+from efficientllm.record import Record
+from efficientllm.spec.case import Case
 from efficientllm.spec.suite import load_suite
 from tests import samples
 from tests.report import architecture_samples as made
@@ -63,6 +65,34 @@ def test_two_of_a_kind_at_one_point_are_told_apart_by_their_settings() -> None:
 
     (study,) = studies(rows([record(256), record(512), made.generate("gqa")]))  # type: ignore[list-item]
     assert tuple(study.variants) == ("sliding window 256", "sliding window 512", "gqa")
+
+
+def own(file: str, name: str, sha256: str, length: int = 1024) -> Record:
+    """A training with an attention from a user's file."""
+    attention = {"kind": "custom", "file": file, "name": name, "sha256": sha256 * 64}
+    return samples.record(
+        samples.pretrain(
+            name=f"{file}-{length}",
+            model=made.model() | {"attention": attention},
+            workload={"kind": "pretrain", "sequence_length": length, "batch": 4},
+        )
+    )
+
+
+def test_an_attention_of_ones_own_is_called_by_its_class() -> None:
+    one, plain = own("v1.py", "WindowAttention", "a"), made.pretrain("gqa", 4096)
+    (study,) = studies(rows([one, plain]))
+    assert tuple(study.variants) == ("WindowAttention", "gqa")
+    assert variant(Case.model_validate(one.case)) == "WindowAttention"
+
+
+def test_two_classes_of_one_name_are_told_apart_by_their_files_digests() -> None:
+    lengths = {"v1.py": ("a", 1024), "v2.py": ("b", 2048)}
+    records = [own(file, "Mine", *what) for file, what in lengths.items()]
+    (study,) = studies(rows([*records, made.pretrain("gqa", 4096)]))
+    assert tuple(study.variants) == ("Mine aaaaaaaa", "Mine bbbbbbbb", "gqa")
+    (study,) = studies(rows([own("v1.py", "gqa", "c"), made.pretrain("gqa", 4096)]))
+    assert tuple(study.variants) == ("gqa cccccccc", "gqa")
 
 
 def test_one_variant_and_published_shapes_are_no_study() -> None:

@@ -61,6 +61,33 @@ def test_every_attention_of_ours_passes_under_every_encoding(kind: str, position
     assert ("uses" in told["positions"]) == (position in ("rope", "t5", "alibi"))
 
 
+@pytest.mark.parametrize("position", ["rope", "alibi", "t5", "sinusoidal", "learned", "none"])
+@pytest.mark.parametrize("blind", [True, False])
+def test_positions_that_a_layer_is_told_and_ignores_are_found(
+    tmp_path: Path, position: str, blind: bool
+) -> None:
+    """Those that enter at the embedding, and none at all, need nothing of a layer."""
+    ours = backbone_shape(Backbone.model_validate({"preset": "tiny", "position": position}))
+    uses = examine(ours, CPU)
+    assert not [f for f in uses if f.verdict in ("failed", "unused")]
+    without = spoiled(("q, k = rotate(q, positions), rotate(k, positions)", "pass"))
+    file, sha256 = written(tmp_path, without if blind else SOUND)
+    shape = backbone_shape(
+        Backbone.model_validate(
+            {"preset": "tiny", "position": position}
+            | {"attention": {"kind": "custom", "file": file, "name": "Mine", "sha256": sha256}}
+        )
+    )
+    found = examine(shape, CPU, load_module(file, "Mine", sha256).found)
+    (about,) = [f for f in found if f.name == "positions"]
+    ignored = {"rope"} if not blind else set()
+    told = {"rope", "alibi", "t5"} - ignored
+    assert (about.verdict == "unused") == (position in told)
+    if about.verdict == "unused":
+        assert about.seen.startswith(f"does not use what position {position} tells it")
+        assert "model.position=none" in about.advice
+
+
 def test_a_users_attention_passes_the_same_checks(tmp_path: Path) -> None:
     found = findings(tmp_path, SOUND, thorough=True)
     assert failed(found) == []

@@ -117,14 +117,24 @@ def generate(attention: str, round_: int = 0, **changes: Any) -> r.Record:
 
 
 def pretrain(
-    attention: str, length: int, round_: int = 0, preset: str = MODEL, **changes: Any
+    attention: str,
+    length: int,
+    round_: int = 0,
+    preset: str = MODEL,
+    compute: str = "bf16",
+    **changes: Any,
 ) -> r.Record:
     """One trial of a training without a budget: 32,768 tokens a step at every length."""
     batch = 32768 // length
     of = samples.pretrain(
         name=f"train-{length}-{attention}",
         model=model(attention, preset=preset),
-        workload={"kind": "pretrain", "sequence_length": length, "batch": batch},
+        workload={
+            "kind": "pretrain",
+            "sequence_length": length,
+            "batch": batch,
+            "precision": {"compute": compute},
+        },
     )
     unit_s = 32768 * 1e-9 * (9000 + TRAIN_NS[attention] * length / 4) * noise(attention, round_)
     window = samples.training_window(batch, length, unit_s=unit_s, units=36)
@@ -145,6 +155,7 @@ def trained(
     position: str = "rope",
     lr: float = 2e-3,
     bits: float | None = None,
+    precision: dict[str, str] | None = None,
     **changes: Any,
 ) -> r.Record:
     """One seed of a small training with a curve of six scorings."""
@@ -157,6 +168,7 @@ def trained(
             "batch": 64,
             "steps": 192,
             "optimizer": {"lr": lr},
+            "precision": precision or {},
         },
         quality={"curve": 6},
     )

@@ -6,7 +6,13 @@ import pytest
 
 from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.table import Cell, rows
-from efficientllm.report.columns import column, first_columns, number, with_half_width
+from efficientllm.report.columns import (
+    column,
+    first_columns,
+    number,
+    small_print,
+    with_half_width,
+)
 from tests import samples
 
 
@@ -25,6 +31,17 @@ from tests import samples
 )
 def test_three_digits_that_matter(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_small_print_is_in_the_columns_unit_and_says_what_was_counted() -> None:
+    row = rows([samples.record()])[0]
+    times, shares = column("tpot_s", [row]), column("mfu", [row])
+    within = Interval(0.02, 0.019, 0.021, 10, "within-run")
+    assert small_print(within, times) == "95 %: 19.0 to 21.0 ms over 10 blocks of one run"
+    three = Interval(0.3, 0.29, 0.31, 3, "trials")
+    assert small_print(three, shares) == "95 %: 29.0 to 31.0 % over 3 trials"
+    assert small_print(Interval(1.0, None, None, 2, "none"), times) == "no interval; 2 trials"
+    assert small_print(Interval(1.0, None, None, 2, "exact"), times) == "counted, not sampled"
 
 
 @pytest.mark.parametrize(

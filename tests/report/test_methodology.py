@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ PUBLISHED = ROOT / "results" / "h100-80gb-quantization.jsonl"
 def test_the_methodology_is_the_program_s_own_word() -> None:
     text = (ROOT / "METHODOLOGY.md").read_text("utf-8")
     assert renewed(text, parts()) == text, "run make docs"
+
+
+def test_every_flag_stands_in_the_methodology() -> None:
+    sources = (ROOT / "src/efficientllm/analysis").glob("*.py")
+    codes = {c for s in sources for c in re.findall(r'"([A-Z]+_[A-Z_]+)"', s.read_text("utf-8"))}
+    text = (ROOT / "METHODOLOGY.md").read_text("utf-8")
+    assert {"POSITION_UNUSED", "EDGE_OF_SWEEP", "SAMPLE_GAP"} <= codes
+    assert not [code for code in codes if f"`{code}`" not in text]
 
 
 def test_the_readme_shows_the_published_records_as_they_are() -> None:

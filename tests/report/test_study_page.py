@@ -10,13 +10,17 @@ import pytest
 from efficientllm import record as r
 from efficientllm.analysis.study import Study, studies, trainings
 from efficientllm.analysis.table import rows
+from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report.answer import largest, study_headline
+from efficientllm.report.charts import PALETTE
 from efficientllm.report.contexts import cost_charts, families
 from efficientllm.report.export import export
+from efficientllm.report.headline import headline
 from efficientllm.report.html import page
 from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent
 from efficientllm.report.matrix import Cell, Matrix, matrix
+from efficientllm.report.section import studies_of
 from efficientllm.results import Results
 from tests import samples
 from tests.report import architecture_samples as made
@@ -53,7 +57,7 @@ def test_decode_is_shown_at_the_longest_context_that_the_baseline_ran() -> None:
     heads = [(ask.head, ask.where) for ask in shown().asks]
     assert ("decode tokens/s", "batch 1, 65,536 tokens") in heads
     assert ("decode tokens/s", "batch 32, 16,384 tokens") in heads
-    assert ("training tokens/s", "16,384 tokens") in heads
+    assert ("training tokens/s", "length 16,384") in heads
     lost = cell(shown(), "longest context", "batch 32", "mha")
     assert (lost.text, lost.ratio, lost.state) == ("16,384", "out of memory", "failed")
     assert lost.title == "65,536 tokens: out of memory the cache takes 32 GiB"
@@ -128,7 +132,7 @@ def test_a_suite_half_run_answers_at_the_context_that_most_variants_have() -> No
         if x.trial.name != "train-16384-mla"
     ]
     found = matrix(studies(rows(records))[0], trainings(costs()))
-    assert cell(found, "training tokens/s", "4,096 tokens", "mla").text
+    assert cell(found, "training tokens/s", "length 4,096", "mla").text
 
 
 def test_the_study_that_was_also_decoded_stands_before_a_larger_one() -> None:
@@ -151,7 +155,7 @@ def test_the_sentence_names_the_largest_decided_effects_with_interval_and_condit
     quality = trainings(learned())
     head = study_headline(costs().rows(), "What?", shown(), quality)
     assert head.sentence.startswith("Beside mha at 30M-h16: nsa trains 1.16 [1.1")
-    assert "times as fast (16,384 tokens); sliding decodes 1.41 [1." in head.sentence
+    assert "times as fast (length 16,384); sliding decodes 1.41 [1." in head.sentence
     assert "(batch 32, 16,384 tokens); sliding keeps 1/256 of the cache; " in head.sentence
     assert "sliding takes +0.0400 [+0.0" in head.sentence
     assert "bits per byte (30M-h16, 0.42 tokens a parameter, 3 seeds)." in head.sentence
@@ -178,7 +182,51 @@ def test_equal_variants_are_said_to_be_equal() -> None:
     ]
     study = studies(rows(records))[0]
     head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
-    assert "none trains measurably faster or slower (4,096 tokens)" in head.sentence
+    assert "none trains measurably faster or slower (length 4,096)" in head.sentence
+
+
+def test_a_training_in_another_precision_has_no_ratio_and_says_why() -> None:
+    table = [made.pretrain("mha", 4096, i) for i in range(3)]
+    table += [made.pretrain("gqa", 4096, i, compute="float32") for i in range(3)]
+    study = studies(rows(table))[0]
+    found = matrix(study, trainings(study))
+    one = cell(found, "training tokens/s", "", "gqa")
+    why = "training precision bf16 on float32 weights against float32"
+    assert (one.ratio, one.state, one.line, one.against) == ("not compared", "undecided", None, why)
+    assert one.title.startswith(f"not compared: {why}; 95 %")
+    sentence = study_headline(study.rows(), "", found, trainings(study)).sentence
+    assert f"speed of training is not compared ({why})" in sentence
+    assert "times as fast" not in sentence
+
+
+def test_a_row_in_the_baselines_precision_comes_first() -> None:
+    records = [made.pretrain("mha", 4096, compute="float32")]
+    records += [made.pretrain("gqa", 4096, compute=c) for c in ("float32", "bf16")]
+    records = [made.in_suite(record, "attention", n) for n, record in enumerate(records)]
+    (study,) = studies(rows(records))
+    row = study.like_baseline("gqa", "pretrain", "b8 c4096")
+    assert row is not None
+    assert training_precision(row) == "float32", "the newer one is of another precision"
+
+
+def test_a_chart_of_costs_leaves_out_another_precision_and_says_whom() -> None:
+    computes = {("mha", 4096): "bf16"}
+    study = studies(
+        rows(
+            made.pretrain(name, length, i, compute=computes.get((name, length), "float32"))
+            for name in ("mha", "gqa")
+            for length in (4096, 16384)
+            for i in range(3)
+        )
+    )[0]
+    (family,) = families(study)
+    assert sorted(family.curves["gqa"]) == [16384]
+    assert family.left_out == (
+        "gqa is left out at 4,096 tokens: training precision bf16 on float32 weights against"
+        " float32.",
+    )
+    (chart,) = cost_charts(study)
+    assert chart.notes[-1] == family.left_out[0]
 
 
 def _timed(record: r.Record, as_: r.PointResult) -> r.PointResult:
@@ -217,6 +265,26 @@ def test_crossings_stand_in_words_below_their_chart() -> None:
     assert any("fewer than three trials" in note for note in one_run.notes)
 
 
+def test_a_variant_keeps_its_colour_where_others_are_missing_and_none_is_drawn_without() -> None:
+    table, variants = trainings(learned()).rows, list(made.VARIANTS)
+    few = {name: table[name] for name in ("mqa", "nsa")}
+    chart = learning_chart(few, variants)
+    third, sixth, first = PALETTE[2], PALETTE[5], PALETTE[0]
+    assert third in chart.svg
+    assert sixth in chart.svg
+    assert first not in chart.svg
+    many = [*(f"v{i}" for i in range(9)), "mqa", "nsa"]
+    chart = learning_chart(few, many)
+    assert chart.notes[-1] == "nsa is left out: no colour is left for it."
+    assert sixth not in chart.svg
+
+
+def test_what_bars_stand_for_is_said() -> None:
+    one_run = "Bars of fewer than three trials are within one run."
+    assert all(one_run in chart.notes for chart in cost_charts(costs(1)))
+    assert not any(one_run in chart.notes for chart in cost_charts(costs(3)))
+
+
 def test_one_context_gives_no_chart_and_the_reason() -> None:
     (chart,) = cost_charts(studies(rows([*(_decoded_once(n) for n in ("mha", "gqa"))]))[0])
     assert chart.svg == ""
@@ -227,43 +295,85 @@ def _decoded_once(name: str) -> r.Record:
     return samples.record(samples.case(name=name, model=made.model(name)))
 
 
-def test_training_is_paid_in_joules_where_every_trial_has_them_else_in_seconds() -> None:
+def test_training_is_paid_in_joules_and_those_without_are_left_out_by_name() -> None:
     table = trainings(learned()).rows
-    cost = spent(list(table.values()))
+    cost = spent(table)
     view = table["mha"].views[0]
     assert cost.unit == "joules"
-    assert cost.note.startswith("Joules of the board")
+    assert len(cost.notes) == 1
+    assert cost.notes[0].startswith("Joules of the board")
     assert cost.per_token(view) == pytest.approx(500 * 9.256e-6, rel=1e-4)
-    blind = made.trained("gqa", readings=(), notes={"nvml": "no driver"})
-    seconds = spent([*table.values(), *rows([blind])])
-    assert seconds.unit == "seconds"
-    assert "no driver" in seconds.note
-    assert seconds.per_token(view) == pytest.approx(9.256e-6, rel=1e-4)
+    (blind,) = rows([made.trained("gqa", s, readings=(), notes={"nvml": "none"}) for s in (0, 1)])
+    partly = spent(table | {"gqa": blind})
+    assert (partly.unit, list(partly.rows)) == ("joules", [n for n in table if n != "gqa"])
+    assert partly.notes[1].startswith("gqa is left out: no joules of seed 0: none")
+    chart = learning_chart(table | {"gqa": blind}, list(table))
+    assert chart.notes == partly.notes
+
+
+def test_training_is_paid_in_seconds_where_fewer_than_two_have_joules() -> None:
+    table = trainings(learned()).rows
+    (blind,) = rows([made.trained("gqa", readings=(), notes={"nvml": "no driver"})])
+    seconds = spent({"mha": table["mha"], "gqa": blind})
+    assert (seconds.unit, list(seconds.rows)) == ("seconds", ["mha", "gqa"])
+    assert "Seconds, not joules: gqa: no joules of seed 0: no driver" in seconds.notes[0]
+    assert seconds.per_token(table["mha"].views[0]) == pytest.approx(9.256e-6, rel=1e-4)
+    assert spent({"mha": table["mha"]}).unit == "joules"
+
+
+def test_invalid_joules_are_on_no_axis() -> None:
+    table = trainings(learned()).rows
+    readings = (samples.counter(500.0), samples.power(250.0))  # they differ by half
+    (wrong,) = rows([made.trained("gqa", readings=readings)])
+    assert wrong.cell("j_per_token").invalid
+    found = spent(table | {"gqa": wrong})
+    assert found.notes[1] == "gqa is left out: its energy is invalid (ENERGY_DISAGREE)."
 
 
 def test_the_learning_chart_has_seeds_and_stays_small() -> None:
-    chart = learning_chart(trainings(learned()).rows)
+    chart = learning_chart(trainings(learned()).rows, list(made.VARIANTS))
     assert "<svg" in chart.svg
     long = tuple(
         r.CurvePoint(step=i, tokens=65536.0 * i, nll=2e4 / i, bytes=20000) for i in range(1, 2001)
     )
     many = rows([made.trained(n, s, curve=long) for n in ("mha", "mla") for s in range(3)])
-    large = learning_chart({row.name: row for row in many})
+    large = learning_chart({r.name: r for r in many}, [r.name for r in many])
     assert len(large.svg) < 40_000
     assert MAX_CURVE < 100
-    bare = learning_chart({row.name: row for row in rows([made.trained("mha", curve=())])})
+    (empty,) = rows([made.trained("mha", curve=())])
+    bare = learning_chart({"mha": empty}, ["mha"])
     assert bare.reason == "no training was scored along the way (quality.curve)"
 
 
 def test_the_cache_chart_rings_what_is_surely_on_the_front() -> None:
     found = trainings(learned())
-    chart = cache_chart(found.rows, list(found.differences))
+    chart = cache_chart(found.rows, list(found.differences), list(found.rows))
     # mqa keeps least, nsa is better for little more, mla is better than all: three rings
     assert chart.svg.count('stroke-width="2"') >= len(made.VARIANTS)
     assert _rings(chart.svg) == 3
     one = trainings(learned(1))
-    assert _rings(cache_chart(one.rows, list(one.differences)).svg) == 1, "the least cache alone"
-    assert "two trained variants" in cache_chart({}, []).reason
+    assert _rings(cache_chart(one.rows, list(one.differences), list(one.rows)).svg) == 1, (
+        "the least cache alone"
+    )
+    assert "two trained variants" in cache_chart({}, [], []).reason
+
+
+def test_a_row_that_is_never_ranked_gets_no_ring_and_who_has_no_cache_is_named() -> None:
+    found = trainings(learned())
+    smoke = {"protocol": {"profile": "smoke", "trials": 3}}
+    records = [made.trained("mqa", seed, **smoke) for seed in range(3)]
+    table = found.rows | {"mqa": rows(records)[0]}
+    assert _rings(cache_chart(table, list(found.differences), list(found.rows)).svg) == 2, (
+        "mqa keeps the least"
+    )
+    attention = {"kind": "custom", "file": "x.py", "name": "Mine", "sha256": "a" * 64}
+    shape = samples.build().shape | {"custom": "Mine"}  # type: ignore[operator]
+    of = samples.pretrain(model=made.model() | {"attention": attention})
+    (own,) = rows([samples.record(of, build=samples.build(shape=shape))])
+    notes = cache_chart(
+        found.rows | {"Mine": own}, list(found.differences), [*found.rows, "Mine"]
+    ).notes
+    assert notes[1] == "Mine is left out: no formula gives its cache."
 
 
 def _rings(svg: str) -> int:
@@ -295,6 +405,19 @@ def test_the_first_screen_lends_quality_from_the_small_trainings_and_shows_them(
     assert "Which differences in quality are real" in whole()
 
 
+def test_a_study_that_trained_by_two_recipes_is_lent_no_quality() -> None:
+    """Its own bits per byte are other numbers than those of the published trainings."""
+    computes = {"mha": "bf16", "gqa": "float32"}
+    main = rows(made.trained(name, precision={"compute": c}) for name, c in computes.items())
+    found = studies_of(main, [*rows(made.learning_suite()), *main])
+    assert found is not None
+    assert list(found.quality.rows) == ["mha"]
+    one = cell(found.sections[0].matrix, "bits per byte", "", "gqa")
+    assert (one.text, one.state) == ("not compared", "none")
+    head = study_headline(main, "", found.sections[0].matrix, found.quality)
+    assert "no other was trained and scored as it was" in head.sentence
+
+
 def test_other_pages_stay_as_they_were() -> None:
     text = page(Results(pair()))
     assert 'class="figures"' in text
@@ -324,8 +447,42 @@ def test_exports_name_the_variant_and_the_differences() -> None:
     assert "Differences in quality" not in export(rows(pair()), "md").decode()
 
 
+def test_exports_and_the_page_tell_what_names_do_not() -> None:
+    records = [
+        x.model_copy(update={"trial": x.trial.model_copy(update={"name": "pretrain-one"})})
+        for x in (made.pretrain("mha", 4096), made.pretrain("gqa", 4096, compute="float32"))
+    ]
+    table = rows(records)
+    text = export(table, "md").decode()
+    assert "| case | variant | precision | point | n |" in text
+    assert "| gqa | float32 | b8 c4096 |" in text
+    latex = export(table, "latex").decode()
+    assert "case & variant & precision & point & $n$" in latex
+    assert r"\begin{tabular}{llllr" in latex
+    assert "& mha & bf16 on float32 weights & b8 c4096 &" in latex
+    csv = export(table, "csv").decode().splitlines()
+    assert "variant,precision" in csv[0]
+    assert ",gqa,float32," in csv[2]
+    named = export(rows(made.attention_suite(1)), "md").decode()
+    assert "| case | point | n |" in named, "names say the variant, and the precision is one"
+    html = page(Results(tuple(records)))
+    assert "<td>gqa</td><td>float32</td>" in html
+
+
 def test_the_formula_behind_the_cache_chart_is_the_measured_size() -> None:
     row = trainings(learned()).rows["mla"]
     shape = row.views[0].shape
     assert shape is not None
     assert cache_bytes(shape, 1024) / 1024 == 8 * (4 * 32 + 16) * 2
+
+
+def test_the_first_screen_states_how_two_trainings_differ() -> None:
+    def tuned(technique: str, **workload: object) -> r.Record:
+        fields = {"kind": "finetune", "sequence_length": 1024, "batch": 4} | workload
+        of = samples.case(name=f"finetune-{technique}", technique=technique, workload=fields)
+        return samples.record(of, windows=[samples.training_window()])
+
+    table = rows([tuned("full"), tuned("lora", precision={"compute": "float32"})])
+    condition = headline(table, "").condition
+    assert "Differs: training precision: bf16 on float32 weights -> float32. NVIDIA" in condition
+    assert "Differs" not in headline(rows([tuned("full"), tuned("lora")]), "").condition

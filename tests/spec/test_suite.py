@@ -682,3 +682,15 @@ def test_an_attention_of_ones_own_is_called_by_its_class_in_names() -> None:
     setting = "model.attention=gqa,custom:/home/ada/mine.py:Mine"
     made = one_line_suite("pretrain", ("model=backbone-tiny", setting))
     assert [case.name.rpartition("-")[2] for case in made.cases] == ["gqa", "Mine"]
+
+
+def test_classes_of_one_name_are_called_by_their_files_too() -> None:
+    setting = "model.attention=gqa,custom:v1.py:A,custom:dir/v2.py:A,custom:v2.py:B"
+    names = [c.name for c in one_line_suite("pretrain", ("model=backbone-tiny", setting)).cases]
+    assert names == [f"pretrain-backbone-tiny-{x}" for x in ("gqa", "v1-A", "v2-A", "B")]
+    techniques = ("model=backbone-tiny", "technique=custom:v1.py:f,custom:v2.py:f")
+    made = one_line_suite("generate", techniques)
+    assert [case.name.partition("tiny-")[2] for case in made.cases] == ["v1-f", "v2-f"]
+    same = "model.attention=custom:a/v.py:A,custom:b/v.py:A"
+    with pytest.raises(SpecError, match=r"two cases are called .*tiny-v-A; .* or of a file and"):
+        one_line_suite("pretrain", ("model=backbone-tiny", same))

@@ -218,6 +218,10 @@ def _own_attention(view: View) -> Iterator[Flag]:
         passed = sum(finding.verdict == "passed" for finding in examined.findings)
         text = f"{own.name}: an attention of somebody's own; it passed {passed} checks"
         yield Flag("CUSTOM_ATTENTION", "info", "all", text)
+    for finding in examined.findings if examined is not None else ():
+        if finding.verdict == "unused":
+            text = f"{own.name} {finding.seen}; not ranked under that name: {finding.advice}"
+            yield Flag("POSITION_UNUSED", "warn", "all", text)
 
 
 _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (

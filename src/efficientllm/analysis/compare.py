@@ -9,8 +9,9 @@ The verdict rests on the interval of the ratio B / A:
 
 Counts (bytes of weights, of the cache, bits per parameter) do not scatter: one trial a
 side decides, and any difference is one. Bits per byte of the same trained weights are
-compared over held-out documents, with a band of +-0.5 % (`held_out`). Joules of different
-scopes (board, package) are not compared at all.
+compared over held-out documents, with a band of +-0.5 % (`held_out`); those of separately
+trained ones over seeds, without a band (`differences`). Joules of different scopes (board,
+package) are not compared at all.
 
 Comparisons of unequal work are refused with the difference named.
 """
@@ -22,13 +23,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from efficientllm.analysis.held_out import QUALITY_BAND, evidence, few_seeds
+from efficientllm.analysis.differences import difference
+from efficientllm.analysis.held_out import QUALITY_BAND, evidence
 from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTERVAL, t_half_width
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import conditions, unequal_work
 from efficientllm.metrics import BY_KEY, Metric, Unmeasured, View
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.spec.protocol import Protocol
-from efficientllm.spec.workload import Generate, Training
 
 BAND = 0.02
 _INVALID = "one side is invalid"
@@ -114,10 +116,12 @@ def compare(a: Row, b: Row) -> Comparison:
     pairs, same_card = paired(a, b)
     keys = [*SHOWN.get(a.case.stage, ()), *COMMON]
     scopes = _scopes(a, b)
+    told = conditions(a, b)
     if len(scopes) > 1:
         keys.remove("j_per_token")
+        told = [f"energy: {scopes[0]} -> {scopes[1]}, which never compare", *told]
     lines = [line for key in keys if (line := _line(BY_KEY[key], a, b, pairs)) is not None]
-    return Comparison(a, b, tuple(lines), same_card, tuple(_conditions(a, b, scopes)))
+    return Comparison(a, b, tuple(lines), same_card, tuple(told))
 
 
 def ratio(key: str, a: Row, b: Row) -> Line | None:
@@ -138,35 +142,6 @@ def _refuse_unequal(a: Row, b: Row) -> None:
     differences = unequal_work(a, b)
     if differences:
         raise Unequal("unequal work: " + "; ".join(differences))
-
-
-def unequal_work(a: Row, b: Row) -> list[str]:
-    """What differs in tokens, lengths or tokens a step; empty when the work is equal."""
-    if a.case.stage != b.case.stage:
-        return [f"{a.case.stage} against {b.case.stage}"]
-    found = []
-    one, two = a.views[0].point, b.views[0].point
-    for name, x, y in (
-        ("batch", one.batch, two.batch),
-        ("context", one.context, two.context),
-        *_fields(a, b),
-    ):
-        if x != y:
-            found.append(f"{name} {x} against {y}")
-    return found
-
-
-def _fields(a: Row, b: Row) -> list[tuple[str, object, object]]:
-    x, y = a.case.workload, b.case.workload
-    if isinstance(x, Generate) and isinstance(y, Generate):
-        return [("new_tokens", x.new_tokens, y.new_tokens)]
-    if isinstance(x, Training) and isinstance(y, Training):
-        return [
-            ("steps", x.budget_steps, y.budget_steps),
-            ("layout", a.record.resolved.get("layout"), b.record.resolved.get("layout")),
-            ("text", a.record.resolved.get("text_sha256"), b.record.resolved.get("text_sha256")),
-        ]
-    return []
 
 
 def paired(a: Row, b: Row) -> tuple[list[tuple[View, View]], bool]:
@@ -201,25 +176,43 @@ def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Lin
     ]
     if not ratios:
         return None
-    low, high = ratio_interval(ratios, looked=_looked(a) or _looked(b))
     ratio = math.exp(float(np.log(ratios).mean()))
-    band, basis = BAND, ""
-    if metric.kind == "quality":
-        against, basis, documents = evidence(a, b)
-        if against:
-            values = first.value, second.value, ratio
-            return Line(metric, *values, None, None, len(ratios), "ambiguous", against)
-        if documents is not None:
-            (low, high), band = documents, QUALITY_BAND
-        elif low is None:  # trials of trainings are seeds
-            values = first.value, second.value, ratio
-            why = few_seeds(len(ratios))
-            return Line(metric, *values, None, None, len(ratios), "ambiguous", why)
-    verdict, why = _verdict(metric, low, high, len(ratios), band)
-    if invalid:
-        verdict, why = "ambiguous", _INVALID
-    why = why or basis
-    return Line(metric, first.value, second.value, ratio, low, high, len(ratios), verdict, why)
+    line = Line(metric, first.value, second.value, ratio, None, None, len(ratios), "ambiguous")
+    if metric.key == "bits_per_byte":
+        line = _bits(line, a, b)
+    else:
+        low, high = ratio_interval(ratios, looked=_looked(a) or _looked(b))
+        line = _decided(line, low, high, BAND)
+    return line._replace(verdict="ambiguous", why=_INVALID) if invalid else line
+
+
+def _bits(line: Line, a: Row, b: Row) -> Line:
+    """Bits per byte: over documents where the weights are the same, else over seeds."""
+    against, basis, documents = evidence(a, b)
+    if against:
+        return line._replace(why=against)
+    if documents is not None:
+        found = _decided(line, *documents, QUALITY_BAND)
+        return found._replace(why=found.why or basis)
+    over = difference(a, b)
+    if over.difference is None:
+        return line._replace(why=over.why)
+    low, high = (None if x is None else 1 + x / line.a for x in (over.low, over.high))
+    verdict: Verdict = "ambiguous" if over.verdict == "undecided" else over.verdict
+    return line._replace(
+        ratio=1 + over.difference / line.a,
+        low=low,
+        high=high,
+        pairs=over.seeds,
+        verdict=verdict,
+        why=over.why or "paired over seeds",
+    )
+
+
+def _decided(line: Line, low: float | None, high: float | None, band: float) -> Line:
+    """The line with its interval and what that decides."""
+    verdict, why = _verdict(line.metric, low, high, line.pairs, band)
+    return line._replace(low=low, high=high, verdict=verdict, why=why)
 
 
 def _exact(metric: Metric, a: float, b: float, pairs: int, *, invalid: bool) -> Line | None:
@@ -260,37 +253,3 @@ def _verdict(
     if low > 1 - band and high < 1 + band:
         return "no difference", ""
     return "ambiguous", f"the interval touches the band of {band * 100:g} %"
-
-
-def _conditions(a: Row, b: Row, scopes: list[str]) -> list[str]:
-    """What differs and is allowed to, stated so that nobody takes it for the technique."""
-    found = []
-    if len(scopes) > 1:
-        found.append(f"energy: {scopes[0]} -> {scopes[1]}, which never compare")
-    for name, x, y in (
-        ("machine", a.record.machine.name, b.record.machine.name),
-        ("micro-batch", a.record.resolved.get("micro_batch"), b.record.resolved.get("micro_batch")),
-        ("data selection", _selection(a), _selection(b)),
-        ("protocol", a.record.protocol["profile"], b.record.protocol["profile"]),
-        (
-            "attention kernel",
-            a.record.resolved.get("attention"),
-            b.record.resolved.get("attention"),
-        ),
-        ("compile", a.record.resolved.get("compile"), b.record.resolved.get("compile")),
-    ):
-        if x != y:
-            found.append(f"{name}: {x} -> {y}")
-    versions = [
-        f"{k} {a.record.software.get(k)} -> {b.record.software.get(k)}"
-        for k in sorted({*a.record.software, *b.record.software} - {"commit", "source", "kernel"})
-        if a.record.software.get(k) != b.record.software.get(k)
-    ]
-    return found + versions
-
-
-def _selection(row: Row) -> str:
-    """What of the text is trained on, and in which sequence."""
-    said = str(getattr(getattr(row.case.workload, "data", None), "said", "none"))
-    kept = row.record.resolved.get("selection", {}).get("kept", {}).get("documents")
-    return said if kept is None else f"{said} ({kept:,} documents)"

@@ -20,10 +20,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from efficientllm.analysis.compare import unequal_work
 from efficientllm.analysis.held_out import evidence, few_seeds
 from efficientllm.analysis.stats import FIXED_ALPHA, MIN_FOR_INTERVAL, t_half_width
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import other_recipes, unequal_work
 from efficientllm.metrics import BY_KEY, Unmeasured
 
 Verdict = Literal["better", "worse", "undecided"]
@@ -89,6 +89,11 @@ def differences(rows: Mapping[str, Row]) -> list[Difference]:
     return with_verdicts([_pair(a, b, rows[a], rows[b]) for a, b in combinations(rows, 2)])
 
 
+def difference(one: Row, two: Row) -> Difference:
+    """The second beside the first, as a pair alone: nothing to correct for."""
+    return with_verdicts([_pair("a", "b", one, two)])[0]
+
+
 def _pair(a: str, b: str, one: Row, two: Row) -> Difference:
     """The difference with its own p-value, and no verdict yet."""
     found = paired_bits(one, two)
@@ -132,7 +137,7 @@ def _against(one: Row, two: Row) -> str:
         return "one side is invalid"
     if not (one.ranked and two.ranked):
         return "one side is never ranked (smoke, own code, or it did not end well)"
-    return evidence(one, two).against
+    return evidence(one, two).against or other_recipes(one, two)
 
 
 def t_test(values: list[float]) -> float:

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 Level = Literal["info", "warn", "invalid"]
 
 
-UNEXAMINED = frozenset({"CUSTOM_CODE", "CUSTOM_UNCHECKED", "CUSTOM_CHECK_FAILED"})
-"""Codes of what nobody has shown to do what its name says."""
+UNRANKED = frozenset({"CUSTOM_CODE", "CUSTOM_UNCHECKED", "CUSTOM_CHECK_FAILED", "POSITION_UNUSED"})
+"""Codes of what does not do what its name says, or nobody has shown to."""
 
 
 class Flag(NamedTuple):
@@ -22,4 +22,4 @@ class Flag(NamedTuple):
     @property
     def bars_ranking(self) -> bool:
         """Whether a row with this remark is shown and never ranked."""
-        return self.code in UNEXAMINED or (self.level == "invalid" and self.about == "all")
+        return self.code in UNRANKED or (self.level == "invalid" and self.about == "all")

@@ -2,7 +2,8 @@
 
 Attention and positions are studied by holding everything else fixed. So rows belong to one
 study when their models are equal but for that part; what they are called is that part's
-kind (`mla`, `alibi`), with its settings where one study holds several of a kind.
+kind (`mla`, `alibi`), with its settings where one study holds several of a kind. The kind of
+an attention from a user's file is the name of its class.
 Only the backbone has such parts: a published shape or a checkpoint is nobody's variant.
 """
 
@@ -11,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from efficientllm.analysis.compare import unequal_work
 from efficientllm.analysis.differences import Trainings, differences
 from efficientllm.analysis.sweep import recipe, tuned
 from efficientllm.analysis.table import Row
-from efficientllm.spec.architecture import GroupedQuery, RotaryPosition
+from efficientllm.analysis.work import unequal_work, unlike
+from efficientllm.spec.architecture import CustomAttention, GroupedQuery, RotaryPosition
 from efficientllm.spec.canonical import Spec, canonical, digest
 from efficientllm.spec.case import Case
 from efficientllm.spec.model import Backbone
@@ -51,18 +52,26 @@ class Study(NamedTuple):
         return [row for rows in self.variants.values() for row in rows]
 
     def at(self, variant: str, stage: str, point: str, beside: Row | None = None) -> Row | None:
-        """A variant's row at a point: one that did the work of `beside`, ended well, is new."""
+        """A variant's row at a point: of the work, technique and precision of `beside`, if any.
+
+        Of several one that ended well, then the newest.
+        """
         found = [r for r in self.variants[variant] if (r.case.stage, r.point) == (stage, point)]
         return max(
             found,
             key=lambda row: (
                 beside is None or not unequal_work(beside, row),
-                beside is None or beside.case.technique_label == row.case.technique_label,
+                beside is None or not unlike(beside, row),
                 row.status == "ok",
                 row.record.started_at,
             ),
             default=None,
         )
+
+    def like_baseline(self, variant: str, stage: str, point: str) -> Row | None:
+        """A variant's row at a point, as like the baseline's there as it has one."""
+        base = self.at(self.baseline, stage, point)
+        return base if variant == self.baseline else self.at(variant, stage, point, base)
 
 
 def variant(case: Case) -> str:
@@ -70,7 +79,7 @@ def variant(case: Case) -> str:
     if not isinstance(case.model, Backbone):
         return ""
     position = case.model.position.kind
-    return case.model.attention.kind + (f"+{position}" if position != "rope" else "")
+    return _kind(case.model.attention) + (f"+{position}" if position != "rope" else "")
 
 
 def studies(rows: Iterable[Row]) -> list[Study]:
@@ -93,14 +102,18 @@ def studies(rows: Iterable[Row]) -> list[Study]:
 def trained(study: Study) -> dict[str, Row]:
     """One training with a quality for each variant, all of one recipe and equal work.
 
-    Of several recipes the one that most variants were trained by, then the longest. Where
-    learning rates were swept, each variant stands with its best.
+    Of several recipes the one that most variants were trained by, then the baseline, then the
+    longest. Where learning rates were swept, each variant stands with its best.
     """
     kinds: dict[str, dict[str, Row]] = {}
     for name, rows in study.variants.items():
         for row in tuned(row for row in rows if row.case.stage == "pretrain"):
             kinds.setdefault(recipe(row), {})[name] = row
-    return max(kinds.values(), key=lambda found: (len(found), _tokens(found)), default={})
+
+    def rank(found: dict[str, Row]) -> tuple[int, bool, float]:
+        return len(found), study.baseline in found, _tokens(found)
+
+    return max(kinds.values(), key=rank, default={})
 
 
 def trainings(study: Study) -> Trainings:
@@ -132,22 +145,32 @@ def _study(axis: Axis, rows: list[Row]) -> Study:
 
 
 def _kind(part: Spec) -> str:
+    if isinstance(part, CustomAttention):
+        return part.name
     return str(getattr(part, "kind"))  # noqa: B009 every arm of the unions has one
 
 
 def _several(axis: Axis, rows: list[Row]) -> set[str]:
-    """Kinds that a study has with several settings at one point."""
-    seen: dict[tuple[str, str, str], set[str]] = {}
-    for row in rows:
-        part: Spec = getattr(row.case.model, axis)
-        seen.setdefault((_kind(part), row.case.stage, row.point), set()).add(digest(part))
-    return {kind for (kind, *_), parts in seen.items() if len(parts) > 1}
+    """Kinds that a study has with several settings at one point.
+
+    Two classes of one name are two attentions wherever they were measured.
+    """
+    parts: list[Spec] = [getattr(row.case.model, axis) for row in rows]
+    own = {part.name for part in parts if isinstance(part, CustomAttention)}
+    seen: dict[tuple[str, ...], set[str]] = {}
+    for part, row in zip(parts, rows, strict=True):
+        kind = _kind(part)
+        where = () if kind in own else (row.case.stage, row.point)
+        seen.setdefault((kind, *where), set()).add(digest(part))
+    return {kind for (kind, *_), found in seen.items() if len(found) > 1}
 
 
 def _settings(part: Spec) -> str:
-    """A kind with what was set about it; of a digest the first digits."""
+    """A kind with what was set about it; of a user's own the first digits of its digest."""
+    if isinstance(part, CustomAttention):
+        return f"{part.name} {part.sha256[:8]}".rstrip()
     fields = canonical(part)
-    told = [f"{k} {str(v)[:8]}" for k, v in fields.items() if k not in ("kind", "rev")]
+    told = [f"{k} {v}" for k, v in fields.items() if k not in ("kind", "rev")]
     return " ".join([_kind(part), *told])
 
 

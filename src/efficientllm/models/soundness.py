@@ -6,8 +6,9 @@ the peak. None of this shows in a benchmark. So an attention from a user's file 
 before its rows are ranked, in float32, at several lengths and at the case's own; ours pass the
 same examination.
 
-What cannot be seen from outside is told and not judged: whether positions are used, products
-that a kernel of somebody's own makes, whether a layer compiles.
+What cannot be seen from outside is told and not judged: products that a kernel of somebody's
+own makes, whether a layer compiles. A layer may do without the positions that the model tells
+it, but then it is not ranked under their name.
 
 Legend: B batch, T positions, C hidden size.
 """
@@ -174,6 +175,7 @@ def _rows(subject: Subject) -> Finding:
 
 @torch.no_grad()
 def _positions(subject: Subject) -> Finding:
+    """Whether angles, biases or slopes change anything; those at the embedding need no layer."""
     x = subject.inputs(LENGTH)
     kind = subject.shape.position
     if subject.positions(0, LENGTH) == Positions():
@@ -182,6 +184,8 @@ def _positions(subject: Subject) -> Finding:
         seen = f"uses what position {kind} tells it"
     else:
         seen = f"does not use what position {kind} tells it (rotate, bias, slopes)"
+        advice = f"use it in forward, or run with model.position=none: nobody ranks it as {kind}"
+        return Finding(name="positions", verdict="unused", seen=seen, advice=advice)
     return Finding(name="positions", verdict="told", seen=seen)
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from efficientllm.analysis.compare import Line
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.table import Row
-from efficientllm.report.columns import number
 from efficientllm.report.differing import signed
 from efficientllm.report.headline import Headline, doubts_of, machine_line
 from efficientllm.report.matrix import Ask, Matrix
@@ -31,8 +30,10 @@ class Effect(NamedTuple):
 def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Trainings) -> Headline:
     """The first screen about one study."""
     study = shown.study
-    effects = [largest(shown, keys) for keys in _KEYS]
-    clauses = [_told(found) for found in effects if found is not None]
+    effects = [largest(shown, key) for key in _KEYS]
+    pairs = zip(_KEYS, effects, strict=True)
+    clauses = [_told(e) if e is not None else _not_compared(shown, key) for key, e in pairs]
+    clauses = [clause for clause in clauses if clause]
     clauses.append(_quality(study.baseline, quality))
     sentence = f"Beside {study.baseline} at {study.size}: {'; '.join(clauses)}."
     open_ = [e for e in effects if e is not None and not e.decided]
@@ -42,6 +43,7 @@ def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Train
 
 _KEYS = ("train_tokens_per_s", "it_tokens_per_s", "kv_bytes_per_token")
 _VERBS = {"train_tokens_per_s": "trains", "it_tokens_per_s": "decodes"}
+_WHAT = dict(zip(_KEYS, ("speed of training", "speed of decode", "the cache"), strict=True))
 
 
 def largest(shown: Matrix, key: str) -> Effect | None:
@@ -55,6 +57,13 @@ def largest(shown: Matrix, key: str) -> Effect | None:
     ]
     different = [e for e in found if e.decided and e.line.verdict != "no difference"]
     return max(different or found, key=lambda e: (not e.decided, _size(e)), default=None)
+
+
+def _not_compared(shown: Matrix, key: str) -> str:
+    """Why nothing in a metric's columns could be set beside the baseline; else nothing."""
+    cells = (cell for ask in shown.asks if ask.key == key for _, cell in shown.column(ask))
+    why = next((cell.against for cell in cells if cell.against), "")
+    return f"{_WHAT[key]} is not compared ({why})" if why else ""
 
 
 def _size(effect: Effect) -> float:
@@ -75,11 +84,11 @@ def _told(found: Effect) -> str:
 
 
 def _cache(found: Effect) -> str:
-    ratio = found.line.ratio
+    ratio, so_far = found.line.ratio, "" if found.decided else "so far "
     if ratio == 1:
-        return "all keep the same cache"
-    share = f"1/{number(1 / ratio)} of" if ratio < 0.5 else f"{ratio:.2f} times"
-    return f"{found.name} keeps {share} the cache"
+        return f"{so_far}all keep the same cache"
+    share = f"1/{1 / ratio:.3g} of" if ratio < 0.5 else f"{ratio:.2f} times"
+    return f"{so_far}{found.name} keeps {share} the cache"
 
 
 def _quality(baseline: str, quality: Trainings) -> str:
@@ -89,7 +98,9 @@ def _quality(baseline: str, quality: Trainings) -> str:
     found = [x for name in quality.rows if (x := quality.against(baseline, name)) is not None]
     sure = [x for x in found if x.verdict != "undecided" and x.difference is not None]
     if not sure:
-        why = next((x.why for x in found if x.why), f"{baseline} was not trained")
+        alone = "no other was trained and scored as it was"
+        none = alone if baseline in quality.rows else f"{baseline} was not trained"
+        why = next((x.why for x in found if x.why), none)
         return f"no difference in quality is decided ({quality.told}: {why})"
     best = max(sure, key=lambda x: abs(x.difference or 0.0))
     return f"{best.b} takes {signed(best)} bits per byte ({quality.told}, {best.seeds} seeds)"

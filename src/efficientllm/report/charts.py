@@ -200,9 +200,16 @@ def colours(alt: Any) -> Any:
     return alt.Scale(range=PALETTE)
 
 
-def coloured(alt: Any, names: list[str]) -> Any:
-    """Colours by a name's place, so that a variant keeps its own in every chart of a study."""
-    return alt.Scale(domain=names[:MAX_LINES], range=PALETTE[: len(names)])
+def coloured(alt: Any, names: list[str], variants: list[str]) -> Any:
+    """Colours by a name's place among all, so that each keeps its own in every chart of a study."""
+    places = {name: PALETTE[i] for i, name in enumerate(variants[:MAX_LINES])}
+    shown = [name for name in names if name in places]
+    return alt.Scale(domain=shown, range=[places[name] for name in shown])
+
+
+def without_colour(variants: list[str]) -> tuple[str, ...]:
+    """Who is left out of a study's charts because there are more than can be told apart."""
+    return tuple(f"{name} is left out: no colour is left for it." for name in variants[MAX_LINES:])
 
 
 def dots(base: Any, y: Any) -> Any:

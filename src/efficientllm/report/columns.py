@@ -8,9 +8,14 @@ ones is shown in milliseconds, MiB or mJ, one of large counts in millions, and s
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
+from efficientllm.analysis.stats import Interval
+from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Cell, Row
+from efficientllm.analysis.work import training_precision
 from efficientllm.metrics import BY_KEY, METRICS, Metric
 
 _MEMORY = ("peak_allocated_gib", "host_peak_rss_gib")
@@ -85,6 +90,34 @@ class Column(NamedTuple):
         return with_half_width(row.cell(self.metric.key), self.factor)
 
 
+class Words(NamedTuple):
+    """A column of words about what a row is."""
+
+    heading: str
+    of: Callable[[Row], str]
+
+
+def words_of(rows: list[Row]) -> list[Words]:
+    """The models' variant and the precision of training, each where rows differ in it."""
+    known = (
+        Words("variant", lambda row: variant(row.case)),
+        Words("precision", training_precision),
+    )
+    return [words for words in known if len({words.of(row) for row in rows}) > 1]
+
+
+def unnamed(rows: list[Row]) -> list[Words]:
+    """Of these columns the ones that say more than the names of the cases do."""
+    return [words for words in words_of(rows) if not all(_named(row, words) for row in rows)]
+
+
+def _named(row: Row, words: Words) -> bool:
+    return set(_PART.findall(words.of(row))) <= set(_PART.findall(row.name))
+
+
+_PART = re.compile(r"[\w.]+")
+
+
 def memory_key(row: Row) -> str:
     """The memory that is shown first: the allocator's peak, or the process on a CPU."""
     return _MEMORY[row.record.machine.device_kind == "cpu"]
@@ -134,6 +167,32 @@ def number(value: float) -> str:
     if magnitude >= -3:
         return f"{value:.{max(0, 2 - magnitude)}f}"
     return f"{value:.2e}"
+
+
+_BASES = {
+    "none": "",
+    "exact": "counted",
+    "trials": "{} trials",
+    "within-run": "{} blocks of one run",
+    "text": "{} held-out documents",
+}
+
+
+def basis(interval: Interval) -> str:
+    """What an interval is taken over: n counts trials, blocks or documents."""
+    return _BASES[interval.basis].format(interval.n)
+
+
+def small_print(interval: Interval, shown: Column) -> str:
+    """Both ends in the column's unit and what they are over: `95 %: 27 to 29 ms over 3 trials`."""
+    if interval.basis == "exact":
+        return "counted, not sampled"
+    if interval.low is None or interval.high is None:
+        return f"no interval; {interval.n} trial{'s' if interval.n > 1 else ''}"
+    share = shown.metric.unit == "share"
+    factor, unit = (100.0, "%") if share else (shown.factor, shown.unit)
+    low, high = (number(x * factor) for x in (interval.low, interval.high))
+    return f"95 %: {' '.join(filter(None, (low, 'to', high, unit)))} over {basis(interval)}"
 
 
 def with_half_width(cell: Cell, factor: float = 1.0) -> str:

@@ -12,6 +12,7 @@ from efficientllm.analysis.crossover import Crossing, crossings
 from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unlike
 from efficientllm.metrics import BY_KEY
 from efficientllm.report.charts import (
     MAX_LINES,
@@ -22,26 +23,35 @@ from efficientllm.report.charts import (
     drawn,
     scale_of,
     sized,
+    without_colour,
 )
 
 MAX_NOTES = 6
 
 
 class Family(NamedTuple):
-    """One panel: a cost of every variant against the context, under one condition."""
+    """One panel: a cost of every variant against the context, under one condition.
+
+    `left_out` says of whom and why: a row in another precision than the baseline's is no point
+    of this panel.
+    """
 
     what: str
     where: str
     axis: str
     curves: dict[str, dict[int, Interval]]
+    left_out: tuple[str, ...] = ()
 
 
 def cost_charts(study: Study) -> list[Chart]:
     """A panel for each batch of decode and of prefill, and for training at equal work."""
-    found = [f for f in families(study) if len(_contexts(f)) > 1]
+    variants = list(study.variants)
+    coloured_ones = set(variants[:MAX_LINES])
+    found = [
+        f for f in families(study) if len(_contexts(f)) > 1 and coloured_ones & f.curves.keys()
+    ]
     if found:
-        names = list(study.variants)[:MAX_LINES]
-        return [_cost_chart(family, names) for family in found]
+        return [_cost_chart(family, variants) for family in found]
     if "generate" not in study.stages:
         return []
     reason = "every batch was measured at one context only"
@@ -62,7 +72,7 @@ def families(study: Study) -> list[Family]:
         if found == stage
     ]
     made = (
-        Family(what, where, axis, _curves(study, key, at)) for what, axis, key, at, where in asked
+        Family(what, where, axis, *_curves(study, key, at)) for what, axis, key, at, where in asked
     )
     return [family for family in made if len(family.curves) > 1]
 
@@ -75,16 +85,26 @@ _ASKED = (
 """Panels: their name, stage, axis and metric, and the work at which contexts compare."""
 
 
-def _curves(study: Study, key: str, points: dict[int, str]) -> dict[str, dict[int, Interval]]:
-    """Each variant's seconds at every context."""
+def _curves(
+    study: Study, key: str, points: dict[int, str]
+) -> tuple[dict[str, dict[int, Interval]], tuple[str, ...]]:
+    """Each variant's seconds at every context, and whom that leaves out."""
     stage = "pretrain" if key.startswith("train") else "generate"
     curves: dict[str, dict[int, Interval]] = {}
+    left_out: list[str] = []
     for name in study.variants:
-        found = {
-            c: _seconds(row, key) for c, p in points.items() if (row := study.at(name, stage, p))
-        }
-        curves[name] = {c: seconds for c, seconds in found.items() if seconds is not None}
-    return {name: curve for name, curve in curves.items() if curve}
+        found = {}
+        for context, point in points.items():
+            base = study.at(study.baseline, stage, point)
+            row = study.like_baseline(name, stage, point)
+            others = unlike(base, row) if base is not None and row is not None else []
+            if others:
+                where = f"{name} is left out at {context:,} tokens"
+                left_out.append(f"{where}: {'; '.join(others)}.")
+            elif row is not None and (seconds := _seconds(row, key)) is not None:
+                found[context] = seconds
+        curves[name] = found
+    return {name: curve for name, curve in curves.items() if curve}, tuple(left_out)
 
 
 def _seconds(row: Row, key: str) -> Interval | None:
@@ -96,14 +116,15 @@ def _seconds(row: Row, key: str) -> Interval | None:
     if BY_KEY[key].better == "higher":
         low, high = (None if x is None else 1 / x for x in (found.high, found.low))
         found = found._replace(value=1 / found.value, low=low, high=high)
-    return found if row.ranked else found._replace(basis="none")
+    return found if row.ranked else found._replace(low=None, high=None, basis="none")
 
 
 def _contexts(family: Family) -> list[int]:
     return sorted({context for curve in family.curves.values() for context in curve})
 
 
-def _cost_chart(family: Family, names: list[str]) -> Chart:
+def _cost_chart(family: Family, variants: list[str]) -> Chart:
+    names = [name for name in variants[:MAX_LINES] if name in family.curves]
     values: list[dict[str, Any]] = [
         {
             "row": name,
@@ -113,7 +134,7 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
             "high": (cost.high or cost.value) * 1e3,
         }
         for name in names
-        for context, cost in sorted(family.curves.get(name, {}).items())
+        for context, cost in sorted(family.curves[name].items())
     ]
     contexts = _contexts(family)
     ends = [contexts[0] / 1.2, contexts[-1] * 1.2]
@@ -127,7 +148,7 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
                 scale=alt.Scale(type="log", base=2, domain=ends, nice=False),
                 axis=alt.Axis(values=contexts, format=","),
             ),
-            color=alt.Color("row:N", scale=coloured(alt, names), title=None),
+            color=alt.Color("row:N", scale=coloured(alt, names, variants), title=None),
         )
         height = scale_of(alt, heights, domain_of(heights))
         y = alt.Y("y:Q", title=family.axis, scale=height)
@@ -135,7 +156,11 @@ def _cost_chart(family: Family, names: list[str]) -> Chart:
         return sized(alt.layer(base.mark_line(strokeWidth=1.5).encode(y=y), bars, dots(base, y)))
 
     found = crossings({n: c for n, c in family.curves.items() if n in names})
-    return drawn(f"{family.what}, {family.where}", draw, _told(found, family))
+    drawn_ones = [cost for n in names for cost in family.curves[n].values()]
+    one_run = any(cost.basis == "within-run" for cost in drawn_ones)
+    bars = ("Bars of fewer than three trials are within one run.",) if one_run else ()
+    notes = (*_told(found, family), *family.left_out, *without_colour(variants), *bars)
+    return drawn(f"{family.what}, {family.where}", draw, notes)
 
 
 def _told(found: list[Crossing], family: Family) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from efficientllm.analysis.study import studies, trainings, variant
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import training_precision
 from efficientllm.metrics import METRICS
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
@@ -22,6 +23,7 @@ from efficientllm.report.columns import (
     STAGES,
     first_columns,
     label,
+    unnamed,
 )
 from efficientllm.report.differing import told
 from efficientllm.report.public import public_record as public_record
@@ -39,6 +41,7 @@ def flat(row: Row) -> dict[str, Any]:
         "stage": row.case.stage,
         "technique": row.case.technique_label,
         "variant": variant(row.case),
+        "precision": training_precision(row),
         "batch": row.views[0].point.batch,
         "context": row.views[0].point.context,
         "status": row.status,
@@ -159,17 +162,19 @@ def markdown(rows: list[Row]) -> str:
         chosen = [row for row in rows if row.case.stage == stage]
         if not chosen:
             continue
-        columns = first_columns(stage, chosen)
-        heads = ["case", "point", "n", *(column.heading for column in columns)]
-        lines = [f"### {STAGE_TITLES[stage]}", "", _md_row(heads)]
-        lines.append(_md_row(["---", "---", *["---:"] * (len(heads) - 2)]))
+        words, columns = unnamed(chosen), first_columns(stage, chosen)
+        said = ["case", *(word.heading for word in words), "point"]
+        numbers = ["n", *(column.heading for column in columns)]
+        lines = [f"### {STAGE_TITLES[stage]}", "", _md_row([*said, *numbers])]
+        lines.append(_md_row([*["---"] * len(said), *["---:"] * len(numbers)]))
         for row in chosen:
             marks = "".join(f"<sup>{n}</sup>" for n in notes.marks(row))
             name = _md_text(label(row)) + (" (random weights, cost only)" if row.cost_only else "")
             cells = [column.text(row) for column in columns]
             if row.status != "ok":
                 cells = [row.status, *["-"] * (len(columns) - 1)]
-            lines.append(_md_row([name + marks, row.point, str(len(row.views)), *cells]))
+            told = [_md_text(word.of(row)) for word in words]
+            lines.append(_md_row([name + marks, *told, row.point, str(len(row.views)), *cells]))
         parts.append("\n".join(lines))
     parts += _differences(rows)
     foot = [f"{i}. {_md_text(text)}" for i, text in enumerate(notes.texts, 1)]
@@ -236,14 +241,15 @@ def latex(rows: list[Row]) -> str:
 
 
 def _latex_stage(stage: str, rows: list[Row]) -> str:
-    notes, columns = _Footnotes(), first_columns(stage, rows)
-    heads = ["case", "point", "$n$", *(_tex(column.heading) for column in columns)]
+    notes, words, columns = _Footnotes(), unnamed(rows), first_columns(stage, rows)
+    said = ["case", *(word.heading for word in words), "point"]
+    numbers = ["$n$", *(_tex(column.heading) for column in columns)]
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}",
+        rf"\begin{{tabular}}{{{'l' * len(said)}{'r' * len(numbers)}}}",
         r"\toprule",
-        " & ".join(heads) + r" \\",
+        " & ".join([*said, *numbers]) + r" \\",
         r"\midrule",
     ]
     for row in rows:
@@ -252,7 +258,8 @@ def _latex_stage(stage: str, rows: list[Row]) -> str:
         cells = [_tex(column.text(row)) for column in columns]
         if row.status != "ok":
             cells = [_tex(row.status), *["--"] * (len(columns) - 1)]
-        lines.append(" & ".join([name, row.point, str(len(row.views)), *cells]) + r" \\")
+        told = [_tex(word.of(row)) for word in words]
+        lines.append(" & ".join([name, *told, row.point, str(len(row.views)), *cells]) + r" \\")
     caption = f"{STAGE_TITLES[stage]}. {_tex(methods_sentence(rows))}"
     foot = " ".join(rf"\textsuperscript{{{i}}}{_tex(t)}." for i, t in enumerate(notes.texts, 1))
     lines += [

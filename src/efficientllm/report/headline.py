@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from efficientllm.analysis.compare import Comparison, Line, Unequal, compare
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import training_conditions
 from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number
 from efficientllm.spec.canonical import digest
 
@@ -61,11 +62,13 @@ def headline(rows: list[Row], question: str) -> Headline:
         )
     point = found.a.views[0].point
     line = _speed(found)
+    differs = "; ".join(training_conditions(found.a, found.b))
+    where = f"Batch {point.batch}, context {point.context}."
     return Headline(
         question,
         _sentence(found, line),
         f"Not decided: {line.why}." if line.verdict == "ambiguous" else "",
-        f"Batch {point.batch}, context {point.context}. {machine_line(rows)}",
+        " ".join(filter(None, (where, differs and f"Differs: {differs}.", machine_line(rows)))),
         tuple(_figures(found)),
         tuple(doubts_of(rows)),
     )

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Cell, Row
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
@@ -32,6 +31,8 @@ from efficientllm.report.columns import (
     device,
     first_columns,
     label,
+    small_print,
+    words_of,
 )
 from efficientllm.report.differing import p_value, signed, verdict
 from efficientllm.report.export import export, public_record
@@ -40,6 +41,7 @@ from efficientllm.report.paper_tables import paper_tables
 from efficientllm.report.section import Studies, studies_of
 from efficientllm.report.selection import data_line
 from efficientllm.report.text import unit_percentiles
+from efficientllm.spec.suite import builtin_names, load_suite
 
 if TYPE_CHECKING:
     from efficientllm.results import Results
@@ -63,6 +65,7 @@ class Line(NamedTuple):
 
     row: Row
     anchor: str
+    words: tuple[str, ...]
     cells: tuple[tuple[Shown, Cell], ...]
     mine: bool
 
@@ -74,7 +77,7 @@ class Stage(NamedTuple):
     title: str
     columns: tuple[Shown, ...]
     lines: tuple[Line, ...]
-    variants: bool
+    words: tuple[str, ...]
     points: tuple[str, ...]
     machines: tuple[str, ...]
 
@@ -143,8 +146,8 @@ def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
 def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"label": label, "device": device, "anchor": _anchor}
-    words = {"variant": variant, "signed": signed, "p_value": p_value, "verdict": verdict}
-    environment.globals |= words
+    told = (signed, p_value, verdict, small_print)
+    environment.globals |= {function.__name__: function for function in told}
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     return environment.from_string(_asset("page.html")).render(
@@ -177,15 +180,11 @@ def _json(value: Any) -> Markup:
 
 def _question(suite: str) -> str:
     """The suite's own question, where it is one of ours."""
-    from efficientllm.spec.suite import builtin_names, load_suite
-
     return load_suite(suite).question if suite in builtin_names() else ""
 
 
 def _command(suite: str) -> str:
     """What runs the suite again, where its name alone says it; nothing for a user's own."""
-    from efficientllm.spec.suite import builtin_names
-
     return f"efficientllm run {suite}" if suite in builtin_names() else ""
 
 
@@ -209,11 +208,12 @@ def _lead_chart(rows: list[Row]) -> charts.Chart:
 
 
 def _stage(key: str, rows: list[Row], here: str) -> Stage:
-    columns = _columns(key, rows)
+    columns, words = _columns(key, rows), words_of(rows)
     lines = [
         Line(
             row,
             _anchor(row),
+            tuple(word.of(row) for word in words),
             tuple((shown, row.cell(shown.column.metric.key)) for shown in columns),
             row.record.machine.name == here,
         )
@@ -224,7 +224,7 @@ def _stage(key: str, rows: list[Row], here: str) -> Stage:
         STAGE_TITLES[key],
         columns,
         tuple(lines),
-        len({variant(row.case) for row in rows}) > 1,
+        tuple(word.heading for word in words),
         tuple(dict.fromkeys(row.point for row in rows)),
         tuple(dict.fromkeys(row.record.machine.device for row in rows)),
     )
@@ -294,7 +294,6 @@ def _downloads(rows: list[Row], newest: Record) -> dict[str, str]:
     raw = public_record(newest).model_dump_json()
     if len(raw) > MAX_RAW_BYTES:
         readings = [r.model_copy(update={"t_ns": (), "columns": {}}) for r in newest.readings]
-        raw = public_record(
-            newest.model_copy(update={"readings": tuple(readings)})
-        ).model_dump_json()
+        bare = newest.model_copy(update={"readings": tuple(readings)})
+        raw = public_record(bare).model_dump_json()
     return texts | {"raw": raw}

@@ -19,6 +19,7 @@ from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import CurvePoint
 from efficientllm.report.charts import (
+    MAX_LINES,
     Chart,
     coloured,
     domain_of,
@@ -26,6 +27,7 @@ from efficientllm.report.charts import (
     drawn,
     scale_of,
     sized,
+    without_colour,
 )
 
 MAX_CURVE = 24
@@ -33,25 +35,41 @@ MAX_SEEDS = 5
 
 
 class Spent(NamedTuple):
-    """What is on the axis of a training's cost, and how much of it each token took."""
+    """What is on the axis of a training's cost, how much of it a token took, and in whose rows."""
 
     unit: str
-    note: str
+    notes: tuple[str, ...]
     per_token: Callable[[View], float]
+    rows: dict[str, Row]
 
 
-def spent(rows: list[Row]) -> Spent:
-    """Joules, where every trial has them and they cover the same thing; else seconds."""
-    views = [view for row in rows for view in row.views]
-    joules = [BY_KEY["j_per_token"](view) for view in views]
-    reasons = [value.reason for value in joules if isinstance(value, Unmeasured)]
-    scopes = {scope for view in views if (scope := energy_scope(view))}
-    if not reasons and len(scopes) == 1:
+def spent(rows: dict[str, Row]) -> Spent:
+    """Joules of the variants that have them, where two do and they cover one thing; else seconds.
+
+    A curve in joules beside one in seconds would say nothing, and one row without energy is no
+    reason to hide that of all others. So it is left out, by name.
+    """
+    missing = {name: why for name, row in rows.items() if (why := _no_joules(row))}
+    known = {name: row for name, row in rows.items() if name not in missing}
+    scopes = {scope for row in known.values() for v in row.views if (scope := energy_scope(v))}
+    if len(known) >= min(2, len(rows)) and len(scopes) == 1:
         note = f"Joules of the {scopes.pop()}: tokens times those of a token in the steady window."
-        return Spent("joules", note, lambda view: _value(view, "j_per_token"))
-    why = reasons[0] if reasons else f"they cover {' and '.join(sorted(scopes))}"
+        left_out = (f"{name} is left out: {why}." for name, why in missing.items())
+        return Spent("joules", (note, *left_out), lambda view: _value(view, "j_per_token"), known)
+    why = next((f"{name}: {reason}" for name, reason in missing.items()), "")
+    why = f"they cover {' and '.join(sorted(scopes))}" if len(scopes) > 1 else why
     note = f"Seconds, not joules: {why}. Tokens times seconds of a token in the steady window."
-    return Spent("seconds", note, lambda view: 1 / _value(view, "train_tokens_per_s"))
+    return Spent("seconds", (note,), lambda view: 1 / _value(view, "train_tokens_per_s"), rows)
+
+
+def _no_joules(row: Row) -> str:
+    """Why the joules of a row's trials are not all known and valid; empty where they are."""
+    if row.cell("j_per_token").invalid:
+        codes = (flag.code for flag in row.flags if flag.level == "invalid")
+        return f"its energy is invalid ({' '.join(codes)})"
+    values = ((view.record.trial.seed, BY_KEY["j_per_token"](view)) for view in row.views)
+    found = ((seed, value.reason) for seed, value in values if isinstance(value, Unmeasured))
+    return next((f"no joules of seed {seed}: {reason}" for seed, reason in found), "")
 
 
 def _value(view: View, key: str) -> float:
@@ -59,14 +77,18 @@ def _value(view: View, key: str) -> float:
     return math.inf if isinstance(value, Unmeasured) else value
 
 
-def learning_chart(rows: dict[str, Row]) -> Chart:
-    """Bits per byte against what was spent so far, a line a variant, faint ones its seeds."""
+def learning_chart(rows: dict[str, Row], variants: list[str]) -> Chart:
+    """Bits per byte against what was spent so far, a line a variant, faint ones its seeds.
+
+    `variants` are all of the study's, which have a colour each; the first few of them.
+    """
     title = "Quality against what training took"
-    curved = {n: row for n, row in rows.items() if any(v.record.curve for v in row.views)}
+    coloured_ones = {n: row for n, row in rows.items() if n in variants[:MAX_LINES]}
+    curved = {n: r for n, r in coloured_ones.items() if any(v.record.curve for v in r.views)}
     if not curved:
         return Chart(title, "", "no training was scored along the way (quality.curve)")
-    cost = spent(list(curved.values()))
-    values = [value for name, row in curved.items() for value in _learned(name, row, cost)]
+    cost = spent(curved)
+    values = [value for name, row in cost.rows.items() for value in _learned(name, row, cost)]
     if not values:
         return Chart(title, "", "no step window was measured")
     factor, unit = _scaled(cost.unit, max(v["x"] for v in values))
@@ -79,7 +101,7 @@ def learning_chart(rows: dict[str, Row]) -> Chart:
             y=alt.Y("y:Q", title="bits per byte", scale=alt.Scale(domain=domain_of(heights))),
             color=alt.Color(
                 "row:N",
-                scale=coloured(alt, list(rows)),
+                scale=coloured(alt, list(cost.rows), variants),
                 title=None,
                 legend=alt.Legend(symbolOpacity=1, symbolStrokeWidth=3),
             ),
@@ -89,7 +111,7 @@ def learning_chart(rows: dict[str, Row]) -> Chart:
         means = base.mark_line(strokeWidth=2).transform_filter("datum.seed === 'all'")
         return sized(alt.layer(seeds, means))
 
-    return drawn(title, draw, (cost.note,))
+    return drawn(title, draw, (*cost.notes, *without_colour(variants)))
 
 
 def _scaled(unit: str, most: float) -> tuple[float, str]:
@@ -135,11 +157,11 @@ def _thinned(points: list[CurvePoint]) -> list[CurvePoint]:
     return points[::-1][::step][::-1]
 
 
-def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
+def cache_chart(rows: dict[str, Row], found: list[Difference], variants: list[str]) -> Chart:
     """Cache per token against bits per byte; ringed what is surely on the front."""
     title = "Cache per token against quality (ringed: surely on the front)"
     sized = {name: size for name, row in rows.items() if (size := cache_per_token(row)) is not None}
-    names = [name for name in rows if name in sized]
+    names = [name for name in rows if name in sized and name in variants[:MAX_LINES]]
     if len(names) < 2:
         return Chart(title, "", "two trained variants with a known cache are needed")
     better = surely_better(found)
@@ -149,7 +171,7 @@ def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
         lambda i, j: (names[i], names[j]) in better,
     )
     values = [
-        _bar(name, sized[name], rows[name]) | {"front": ring}
+        _bar(name, sized[name], rows[name]) | {"front": ring and rows[name].ranked}
         for name, ring in zip(names, rings, strict=True)
     ]
     context = rows[names[0]].views[0].point.context
@@ -159,9 +181,10 @@ def cache_chart(rows: dict[str, Row], found: list[Difference]) -> Chart:
         if seeds
         else "No intervals: three seeds are needed."
     ) + " A point without a ring is beaten, or nobody can say yet."
-    return _bars(
-        title, values, list(rows), f"bytes of bf16 cache per token, {context:,} kept", note
-    )
+    uncounted = (f"{n} is left out: no formula gives its cache." for n in rows if n not in sized)
+    axis = f"bytes of bf16 cache per token, {context:,} kept"
+    notes = (note, *uncounted, *without_colour(variants))
+    return _bars(title, values, variants, axis, notes)
 
 
 def _bar(name: str, size: float, row: Row) -> dict[str, Any]:
@@ -173,7 +196,7 @@ def _bar(name: str, size: float, row: Row) -> dict[str, Any]:
 
 
 def _bars(
-    title: str, values: list[dict[str, Any]], names: list[str], axis: str, note: str
+    title: str, values: list[dict[str, Any]], variants: list[str], axis: str, notes: tuple[str, ...]
 ) -> Chart:
     """Dots with vertical bars, some of them ringed."""
     ends = [v[key] for v in values for key in ("low", "high")]
@@ -183,7 +206,9 @@ def _bars(
         y = alt.Y("y:Q", title="bits per byte", scale=height)
         base = alt.Chart(alt.Data(values=values)).encode(
             x=alt.X("x:Q", title=axis, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)),
-            color=alt.Color("row:N", scale=coloured(alt, names), title=None),
+            color=alt.Color(
+                "row:N", scale=coloured(alt, [v["row"] for v in values], variants), title=None
+            ),
         )
         rules = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=height), y2="high:Q")
         rings = base.mark_point(filled=False, size=220).encode(y=y, color=alt.value("currentColor"))
@@ -191,7 +216,7 @@ def _bars(
             alt.layer(rules, dots(base, y), rings.transform_filter("datum.front === true"))
         )
 
-    return drawn(title, draw, (note,))
+    return drawn(title, draw, notes)
 
 
 def cache_per_token(row: Row) -> float | None:

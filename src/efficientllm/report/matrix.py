@@ -12,10 +12,12 @@ from typing import Literal, NamedTuple
 
 from efficientllm.analysis.compare import Line, Unequal, ratio
 from efficientllm.analysis.differences import Trainings
+from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unlike
 from efficientllm.record import DONE
-from efficientllm.report.columns import column, memory_key, number
+from efficientllm.report.columns import Column, column, memory_key, number, small_print
 from efficientllm.report.differing import briefly, signed
 
 State = Literal["", "undecided", "none", "failed"]
@@ -32,7 +34,10 @@ class Ask(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value with its ratio to the baseline; `title` is the small print."""
+    """A value with its ratio to the baseline, or `against`, why they have none.
+
+    `title` is the small print.
+    """
 
     text: str
     ratio: str = ""
@@ -40,6 +45,7 @@ class Cell(NamedTuple):
     state: State = ""
     row: Row | None = None
     line: Line | None = None
+    against: str = ""
 
 
 class Matrix(NamedTuple):
@@ -77,7 +83,7 @@ def _asks(study: Study, quality: Trainings) -> list[Ask]:
     asks = [Ask("parameters", study.size, "total_params", study.stages[0], "")]
     training = _longest(study, "pretrain", None)
     if training is not None:
-        told = f"{_context(training):,} tokens"
+        told = f"length {_context(training):,}"
         asks.append(_ask("training tokens/s", told, "train_tokens_per_s", training))
     batches = sorted({r.views[0].point.batch for r in study.rows() if r.case.stage == "generate"})
     ends = dict.fromkeys(batches[:1] + batches[-1:])
@@ -107,7 +113,7 @@ _CEILINGS = {"roofline_share": "of own ceiling", "mfu": "MFU", "mbu": "MBU"}
 
 def _ceiling(study: Study, row: Row) -> str:
     """The distance to a roofline that is known here: this machine's own, else the datasheet's."""
-    found = (study.at(name, row.case.stage, row.point) for name in study.variants)
+    found = (study.like_baseline(name, row.case.stage, row.point) for name in study.variants)
     if any(other is not None and other.cell("roofline_share").interval for other in found):
         return "roofline_share"
     return "mbu" if row.case.stage == "generate" else "mfu"
@@ -144,7 +150,7 @@ def _longest(study: Study, stage: str, batch: int | None) -> Row | None:
 
 def _ended(study: Study, stage: str, point: str) -> dict[str, str]:
     """How each variant ended at a point; without those that a rerun would go on with."""
-    found = {name: study.at(name, stage, point) for name in study.variants}
+    found = {name: study.like_baseline(name, stage, point) for name in study.variants}
     return {name: row.status for name, row in found.items() if row and row.status in DONE}
 
 
@@ -156,7 +162,7 @@ def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
     if ask.key in _PLAIN:
         return _plain_cell(study.variants[name], ask.key)
     base = study.at(study.baseline, ask.stage, ask.point)
-    row = base if name == study.baseline else study.at(name, ask.stage, ask.point, base)
+    row = study.like_baseline(name, ask.stage, ask.point)
     if row is None:
         return Cell("\u2013", title="no such row", state="none")
     if row.status != "ok":
@@ -164,7 +170,8 @@ def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
     found = row.cell(ask.key)
     if found.interval is None:
         return Cell("\u2013", title=found.reason, state="none", row=row)
-    text, title = _value(study, row, ask), _small_print(row, ask.key)
+    shown = _shown(study, ask)
+    text, title = _value(found.interval, shown, ask), small_print(found.interval, shown)
     if found.invalid:
         return Cell(text, "invalid", title, "undecided", row)
     if name == study.baseline or base is None or row is base:
@@ -173,11 +180,14 @@ def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
 
 
 def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
-    """A cell with its ratio to the baseline, as far as that is decided."""
+    """A cell with its ratio to the baseline, as far as that is decided; or why there is none."""
     try:
-        line = ratio(key, base, row)
+        line, against = ratio(key, base, row), "; ".join(unlike(base, row))
     except Unequal as error:
-        return cell._replace(title=f"{error}; {cell.title}")
+        line, against = None, str(error)
+    if against:
+        title = f"not compared: {against}; {cell.title}"
+        return cell._replace(ratio="not compared", title=title, state="undecided", against=against)
     if line is None:
         return cell._replace(title=f"the baseline has no value; {cell.title}")
     text, bounds = f"x{_two(line.ratio)}", ""
@@ -207,27 +217,17 @@ def _two(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
-def _value(study: Study, row: Row, ask: Ask) -> str:
-    others = (study.at(name, ask.stage, ask.point) for name in study.variants)
-    shown = column(ask.key, [row for row in others if row is not None])
-    interval = row.cell(ask.key).interval
-    assert interval is not None
+def _shown(study: Study, ask: Ask) -> Column:
+    """An ask's metric in a unit that suits every variant."""
+    rows = (study.like_baseline(name, ask.stage, ask.point) for name in study.variants)
+    return column(ask.key, [row for row in rows if row is not None])
+
+
+def _value(interval: Interval, shown: Column, ask: Ask) -> str:
     if shown.metric.unit == "share":
         return f"{interval.value:.1%}"
     unit = "" if "/s" in ask.head else f" {shown.unit}"
     return f"{number(interval.value * shown.factor)}{unit}".strip()
-
-
-def _small_print(row: Row, key: str) -> str:
-    """The interval, what it is of, and from how many trials."""
-    interval = row.cell(key).interval
-    assert interval is not None
-    if interval.basis == "exact":
-        return "counted, not sampled"
-    if interval.low is None or interval.high is None:
-        return f"no interval; n = {interval.n}"
-    low, high = number(interval.low), number(interval.high)
-    return f"95 %: {low} to {high}, {interval.basis}; n = {interval.n}"
 
 
 def _plain_cell(rows: tuple[Row, ...], key: str) -> Cell:
@@ -249,7 +249,7 @@ def _counted(value: float) -> str:
 def _longest_cell(study: Study, name: str, ask: Ask) -> Cell:
     """The longest context that ran at a batch, and how the next one ended."""
     points = {r.point for r in study.variants[name] if r.point.startswith(ask.point)}
-    rows = [row for p in points if (row := study.at(name, ask.stage, p)) is not None]
+    rows = [row for p in points if (row := study.like_baseline(name, ask.stage, p)) is not None]
     good = max((r for r in rows if r.status == "ok"), key=_context, default=None)
     ended = [r for r in rows if r.status != "ok" and (good is None or _context(r) > _context(good))]
     first = min(ended, key=_context, default=None)
@@ -262,14 +262,24 @@ def _longest_cell(study: Study, name: str, ask: Ask) -> Cell:
     return Cell(text, told.partition(": ")[2], f"{told} {first.reason}".strip(), "failed", first)
 
 
+def _own(study: Study, name: str, quality: Trainings) -> list[Row]:
+    """A variant's trainings in the study that the quality is of; none where it was lent."""
+    known = {id(row) for row in study.rows()}
+    own = any(id(row) in known for row in quality.rows.values())
+    return [r for r in study.variants[name] if own and r.case.stage == "pretrain"]
+
+
 def _quality_cell(study: Study, name: str, quality: Trainings) -> Cell:
     row = quality.rows.get(name)
+    if row is None and any(r.cell(QUALITY).interval for r in _own(study, name, quality)):
+        reason = "trained, but by another recipe or for another budget than the others"
+        return Cell("not compared", title=reason, state="none")
     if row is None:
         reason = "no training of this variant with steps or tokens and held-out text"
         return Cell("not measured", title=reason, state="none")
     interval = row.cell(QUALITY).interval
     assert interval is not None
-    title = _small_print(row, QUALITY)
+    title = small_print(interval, column(QUALITY, [row]))
     text = f"{interval.value:.4f}"
     if name == study.baseline:
         return Cell(text, "baseline", title, row=row)

@@ -65,14 +65,20 @@ def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
 
 
 def _trained(first: Study, others: list[Study]) -> Study | None:
-    """The study whose trainings speak for the first one: itself, else one of the same part."""
-    same = (study for study in [first, *others] if study.axis == first.axis)
+    """The study whose trainings speak for the first one: itself, else one of the same part.
+
+    Where it trained anything itself, nothing is lent: that would stand in the place of its own.
+    """
+    if trainings(first).rows:
+        return first
+    same = (study for study in others if study.axis == first.axis)
     return next((study for study in same if len(trainings(study).rows) > 1), None)
 
 
 def _section(study: Study, quality: Trainings) -> Section:
     own = trainings(study)
-    charts = (learning_chart(own.rows), cache_chart(own.rows, list(own.differences)))
+    names = list(study.variants)
+    charts = learning_chart(own.rows, names), cache_chart(own.rows, list(own.differences), names)
     suites = dict.fromkeys(row.record.trial.suite for row in study.rows())
     return Section(
         f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}",

@@ -17,20 +17,14 @@ from efficientllm.report.columns import (
     STAGE_TITLES,
     STAGES,
     all_metrics,
+    basis,
     column,
     first_columns,
     label,
     number,
+    unnamed,
 )
 from efficientllm.report.selection import data_line
-
-_BASES = {
-    "none": "",
-    "exact": "counted",
-    "trials": "{} trials",
-    "within-run": "{} blocks of one run",
-    "text": "{} held-out documents",
-}
 
 
 def unit_percentiles(row: Row) -> list[str]:
@@ -63,13 +57,15 @@ def _numbered(rows: list[Row]) -> dict[str, int]:
 
 def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str, int]) -> None:
     columns = first_columns(stage, rows)
-    points = _points(rows)
+    words, points = unnamed(rows), _points(rows)
     all_cost = all(row.cost_only for row in rows)
     noted = any(flag.code in notes for row in rows for flag in row.flags)
     table = Table(
         title=_title(stage, rows, all_cost), title_justify="left", box=None, pad_edge=False
     )
     table.add_column("case", overflow="fold")
+    for word in words:
+        table.add_column(word.heading, overflow="fold")
     if points:
         table.add_column("point")
     for shown in columns:
@@ -77,7 +73,8 @@ def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str,
     if noted:
         table.add_column("notes", justify="right")
     for index, row in enumerate(rows):
-        cells = [_name(row, all_cost), *points[index : index + 1]]
+        told = [escape(word.of(row)) for word in words]
+        cells = [_name(row, all_cost), *told, *points[index : index + 1]]
         if row.status == "ok":
             cells += [shown.text(row) for shown in columns]
         else:
@@ -163,9 +160,7 @@ def print_record(console: Console, row: Row) -> None:
             continue
         shown = column(metric.key, [row])
         value = f"{shown.text(row)} {shown.unit}".strip()
-        table.add_row(
-            metric.key, value, _BASES[cell.interval.basis].format(cell.interval.n), symbol
-        )
+        table.add_row(metric.key, value, basis(cell.interval), symbol)
     console.print(table)
     for line in unit_percentiles(row):
         console.print(line)
@@ -187,7 +182,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for line in found.lines:
         if line.metric.kind == "quality":
-            amount = f"{line.b - line.a:+.4f}"
+            amount = f"{(line.ratio - 1) * line.a:+.4f}"
             bounds = [(x - 1) * line.a for x in (line.low, line.high) if x is not None]
             interval = f"[{bounds[0]:+.4f}, {bounds[1]:+.4f}]" if bounds else ""
         else:

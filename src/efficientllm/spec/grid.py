@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from efficientllm.spec.document import Document, Path_, SpecError, dotted
@@ -58,10 +59,11 @@ def expand(
 ) -> Iterator[Draft]:
     """Every case of a block: the base, the fixed settings, one alternative of each axis."""
     base_lines = {path[1:]: n for path, n in document.lines.items() if path[:1] == ("base",)}
-    for combination in product(*axes):
+    labelled = [list(zip(axis, _labels(axis), strict=True)) for axis in axes]
+    for combination in product(*labelled):
         value = _copy(document.value["base"])
-        labels = tuple(_label(alternative) for alternative in combination)
-        settings = [*fixed, *(s for alternative in combination for s in alternative)]
+        labels = tuple(label for _, label in combination)
+        settings = [*fixed, *(s for alternative, _ in combination for s in alternative)]
         settings.sort(key=lambda setting: len(setting.key))  # a whole before its parts
         for setting in settings:
             _set(value, setting, source)
@@ -95,8 +97,27 @@ def _set(value: dict[str, Any], setting: Setting, source: str) -> None:
     target[str(last)] = setting.value
 
 
-def _label(alternative: list[Setting]) -> str:
-    return "-".join(_label_of(setting.value) for setting in alternative)
+def _labels(axis: Axis) -> list[str]:
+    """A label for each alternative; code of one's own bears its file's name where it must.
+
+    So `custom:v1.py:A` is `A`, and beside `custom:v2.py:A` it is `v1-A`.
+    """
+    short = [_label(alternative, _label_of) for alternative in axis]
+    return [
+        _label(alternative, _longer) if short.count(label) > 1 else label
+        for alternative, label in zip(axis, short, strict=True)
+    ]
+
+
+def _label(alternative: list[Setting], of: Callable[[Any], str]) -> str:
+    return "-".join(of(setting.value) for setting in alternative)
+
+
+def _longer(value: Any) -> str:
+    if not (isinstance(value, str) and value.startswith("custom:")):
+        return _label_of(value)
+    file, _, name = value.removeprefix("custom:").rpartition(":")
+    return f"{PurePath(file).stem}-{name}"
 
 
 def _label_of(value: Any) -> str:

@@ -203,9 +203,15 @@ def _validated(draft: Draft, earlier: dict[str, Case], source: str) -> Case:
     if len(name) > MAX_NAME:
         raise SpecError(f"{where}: a case would be called {name[:40]}...: more than {MAX_NAME}")
     if name in earlier:
-        raise SpecError(f"{where}: two cases are called {name}; give a block's base a `name:`")
+        raise SpecError(f"{where}: two cases are called {name}; {_APART}")
     case = case.model_copy(update={"name": name})
     return _with_parent(case, earlier, draft, source)
+
+
+_APART = (
+    "blocks are told apart by a `name:` in their base, values of one key by their last part: the"
+    " name of a model, or of a file and what is in it"
+)
 
 
 def _check_model(case: Case, draft: Draft, source: str) -> None:

@@ -58,6 +58,12 @@ class Precision(Spec):
             )
         return self
 
+    @property
+    def said(self) -> str:
+        """In a word where all is of one type: `bf16`, else `bf16 on float32 weights`."""
+        held = self.params
+        return held if held == self.compute else f"{self.compute} on {held} weights"
+
 
 class AdamW(Spec):
     """AdamW with linear warm-up; `schedule` is what follows over a declared number of steps.
