@@ -111,6 +111,16 @@ def test_one_seed_leaves_quality_amber() -> None:
     assert "not decided: one seed" in found.title
 
 
+def test_where_nothing_is_decided_the_largest_difference_is_named() -> None:
+    """With three seeds that scatter: what a reader asks is what became of the largest."""
+    far = {"mha": (1.50, 1.60, 1.40), "mla": (1.45, 1.62, 1.33), "gqa": (1.49, 1.61, 1.41)}
+    records = [made.trained(n, i, bits=bits[i]) for i in range(3) for n, bits in far.items()]
+    study = studies(rows(records))[0]
+    head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
+    assert "no difference in quality is decided, not even mla's (" in head.sentence
+    assert "the interval holds 0" in head.sentence
+
+
 def test_a_missing_variant_and_a_broken_one_say_so() -> None:
     lost = r.Outcome(status="crash", reason="no kernel")
     records = [

@@ -100,7 +100,10 @@ def _quality(baseline: str, quality: Trainings) -> str:
     if not sure:
         alone = "no other was trained and scored as it was"
         none = alone if baseline in quality.rows else f"{baseline} was not trained"
-        why = next((x.why for x in found if x.why), none)
-        return f"no difference in quality is decided ({quality.told}: {why})"
+        largest = max(found, key=lambda x: abs(x.difference or 0.0), default=None)
+        why = largest.why if largest is not None and largest.why else none
+        bounded = largest if largest is not None and largest.low is not None else None
+        who = f", not even {bounded.b}'s" if bounded is not None else ""
+        return f"no difference in quality is decided{who} ({quality.told}: {why})"
     best = max(sure, key=lambda x: abs(x.difference or 0.0))
     return f"{best.b} takes {signed(best)} bits per byte ({quality.told}, {best.seeds} seeds)"
