@@ -2,19 +2,22 @@
 # The published records of one GPU, in the order of their worth.
 #
 #     PROMPTS=gsm8k TEXT=pretrain_text TOKENIZER=tokenizer_gpt2 \
-#       benchmarks/first_numbers.sh STORE [doctor] [peft] [quantization] [attention] [checks]
+#       benchmarks/first_numbers.sh STORE [doctor] [peft] [quantization] [checks] [gradients]
+#         [speed] [attention] [position] [small] [paper]
 #
 # PROMPTS is a folder of prompts with responses, TEXT one of running text, TOKENIZER that of a
 # tokenizer; without them the text and the vocabulary that Python carries are used. Without
 # names of parts all are run. What was finished is kept when time runs out: run it again to
-# go on. Publish with
+# go on. PRESETS are the sizes of attention and position (0.5B-h16,1.5B-h16). Publish with
 #
 #     efficientllm export STORE --format jsonl -o results/NAME.jsonl
 set -uo pipefail
 store=${1:?the folder for records}
 shift
-parts=${*:-doctor peft quantization attention checks}
-here=$(dirname "$0")
+parts=${*:-doctor peft quantization checks gradients speed attention position small paper}
+presets=${PRESETS:-0.5B-h16,1.5B-h16}
+here=$(dirname "$0") beside="$store-benchmarks"
+mkdir -p "$beside"
 measure() {
   python3 -m efficientllm run "$@" ${TOKENIZER:+model.tokenizer="$TOKENIZER"} \
     --store "$store" --no-page
@@ -24,7 +27,16 @@ for part in $parts; do
     doctor) python3 -m efficientllm doctor --store "$store" ;;
     peft) measure peft ${PROMPTS:+data="$PROMPTS"} ;;
     quantization) measure quantization ${TEXT:+data="$TEXT"} ;;
-    attention) measure attention ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
+    attention | position)
+      measure "$part" model.preset="$presets" ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}"
+      ;;
+    small) measure attention-small ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
+    paper) measure attention-paper ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
+    gradients) python3 "$here/gradients.py" --out "$beside/gradients.json" ;;
+    speed)
+      python3 "$here/pretrain.py" --out "$beside/pretrain"
+      python3 "$here/decode.py" --out "$beside/decode"
+      ;;
     checks)
       python3 "$here/overhead.py" model=backbone-1.5B sequence_length=4096 batch=4
       python3 "$here/energy.py"
