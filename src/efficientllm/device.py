@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -132,13 +131,6 @@ def restore_random_states(device: Device, states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["host"])
     if not device.is_cpu:
         torch.get_device_module(device.torch).set_rng_state(states["device"], device.torch)
-
-
-@cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program on a GPU can have."""
-    properties: Any = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)
 
 
 def free_cached() -> None:

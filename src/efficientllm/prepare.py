@@ -256,6 +256,8 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
         assembly.resolved["decode_attention"] = decoding_of(build.shape, device.torch, dtype)
+    elif how != "none" and not device.is_cpu:
+        assembly.resolved["choice"] = "compiled"  # of the next token; it was eager once
     assembly.resolved |= {
         "attention": attention,
         "compile": how,
@@ -268,12 +270,16 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
         *(assembly.face, tokens, spec, point, device),
         compile_model=how == "model",
         graph=graph,
+        compile_choice=how != "none" and not device.is_cpu,
         options=options,
     )
 
 
 def _one_row(assembly: Assembly, how: str) -> dict[str, Any] | None:
-    """Make products with one row fast; Inductor's settings for what is left to it, if anything."""
+    """Make products with one row fast; Inductor's settings where linear layers are left to it.
+
+    Products of bare parameters (MLA's absorbed ones, a user's own) are the library's.
+    """
     build, resolved = assembly.build, assembly.resolved
     assert build is not None
     taken = take_vectors(build.model) if how == "layer" and _ours(build) else 0

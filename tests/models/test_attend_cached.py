@@ -18,6 +18,7 @@ from efficientllm.models.attend_cached import (
     attend_products,
     chunk_of,
     decoding,
+    tiles,
 )
 from efficientllm.models.position import Positions
 
@@ -104,8 +105,32 @@ def test_sizes_that_the_kernel_does_not_take_go_by_products(
     assert decoding(torch.device("cpu"), BF16, 4, 128, 128) == PRODUCTS
     assert decoding(CUDA, BF16, 4, 80, 80) == PRODUCTS
     assert decoding(CUDA, BF16, 128, 512, 512, 64) == PRODUCTS, "too much for one program"
+    assert decoding(CUDA, BF16, 16, 1024, 1024, 64) == PRODUCTS, "more than a card's memory"
     monkeypatch.setattr(attend_cached, "INSTALLED", False)
     assert decoding(CUDA, BF16, 4, 128, 128) == PRODUCTS
+
+
+@pytest.mark.parametrize(
+    ("group", "size", "width", "read", "taken"),
+    [
+        (4, 128, 128, 256, (64, 3)),
+        (1, 64, 64, 128, (64, 3)),
+        (1, 256, 256, 512, (64, 2)),
+        (16, 288, 256, 288, (64, 3)),
+        (16, 576, 512, 576, (32, 3)),
+        (32, 576, 512, 576, (32, 2)),
+        (128, 128, 128, 256, (64, 2)),
+        (16, 1088, 1024, 1088, None),
+    ],
+)
+def test_a_program_takes_what_fits_into_the_smallest_cards(
+    group: int, size: int, width: int, read: int, taken: tuple[int, int] | None
+) -> None:
+    assert tiles(group, size, width, read) == taken
+    if taken is not None:
+        slots, stages = taken
+        held = (stages - 1) * slots * read * 2 + max(16, group) * (size + slots) * 2
+        assert held <= 99 * 1024
 
 
 @pytest.mark.parametrize("pairs", [1, 4, 8, 512, 4096])
@@ -115,7 +140,7 @@ def test_parts_are_enough_to_fill_a_card_and_no_more(pairs: int, slots: int) -> 
     parts = -(-slots // chunk)
     assert chunk % attend_cached.LEAST_CHUNK == 0
     assert pairs * parts <= max(attend_cached.PROGRAMS, pairs)
-    assert parts * chunk < slots + chunk
+    assert chunk == attend_cached.LEAST_CHUNK or pairs * parts >= attend_cached.PROGRAMS / 2
 
 
 def test_the_operator_says_the_shapes_of_what_it_gives() -> None:
@@ -149,10 +174,12 @@ def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: st
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
-def test_the_kernel_reads_latents_once_for_keys_and_values() -> None:
-    q, latent = drawn(3, 16, 1, 288, seed=0).to(CUDA, BF16), drawn(3, 1, 900, 288, seed=1)
+@pytest.mark.parametrize(("rank", "rest"), [(256, 32), (512, 64)])
+def test_the_kernel_reads_latents_once_for_keys_and_values(rank: int, rest: int) -> None:
+    size = rank + rest
+    q, latent = drawn(3, 16, 1, size, seed=0).to(CUDA, BF16), drawn(3, 1, 900, size, seed=1)
     latent, positions = latent.to(CUDA, BF16), Positions(slot=torch.tensor([700], device=CUDA))
     low = latent.float()
-    exact = attend_products(q.float(), low, low[..., :256], positions, 0.06)
-    error = attend_latents(q, latent, 256, positions, 0.06).float() - exact
+    exact = attend_products(q.float(), low, low[..., :rank], positions, 0.06)
+    error = attend_latents(q, latent, rank, positions, 0.06).float() - exact
     assert error.norm() < 0.01 * exact.norm()

@@ -34,6 +34,9 @@ LEAST_CHUNK = 128
 MOST_MIXED = 16_384
 """Numbers that one program can mix at once: heads of a group (16 at least) times a value."""
 
+ROOM = 96 << 10
+"""Bytes of shared memory that one program may take: what a consumer's card has, and some less."""
+
 
 def attend_cache(
     q: Tensor, k: Tensor, v: Tensor, positions: Positions, scale: float | None = None
@@ -62,13 +65,37 @@ def attend_latents(
 def decoding(
     device: torch.device, dtype: torch.dtype, group: int, key: int, value: int, rest: int = 0
 ) -> str:
-    """Which of the two ways sizes are decoded by: G, D and E; `rest` of D beyond the values."""
+    """Which of the two ways sizes are decoded by: G, D and E; `rest` of D beyond the values.
+
+    With a rest, keys and values are the same numbers (latents).
+    """
     half = dtype in (torch.bfloat16, torch.float16)
     powers = all(n & (n - 1) == 0 for n in (key, value, rest))
     sized = min(key, value) >= 16 and rest in (0, *range(16, 257))
-    rows = max(16, 1 << (group - 1).bit_length())
-    fits = powers and sized and rows * value <= MOST_MIXED
+    read = key + (rest or value)
+    fits = powers and sized and tiles(group, key + rest, value, read) is not None
     return SPLIT if device.type == "cuda" and INSTALLED and half and fits else PRODUCTS
+
+
+def rows_of(group: int) -> int:
+    """Rows of a program's products: G, padded to what tensor cores take."""
+    return max(16, 1 << (group - 1).bit_length())
+
+
+def tiles(group: int, size: int, width: int, read: int) -> tuple[int, int] | None:
+    """Slots that a program takes at once, and how many such are on their way; None: too much.
+
+    For G heads of keys of `size` and values of `width`, which are `read` numbers a slot. What
+    lies in shared memory are the slots under way, the queries and the weights: as compiled
+    for cards from 2018 to 2025 (one large group took a seventh more).
+    """
+    rows, slots = rows_of(group), 32 if width >= 512 else 64
+    if rows * width > MOST_MIXED:
+        return None
+    for stages in (3, 2):
+        if 2 * ((stages - 1) * slots * read + rows * (size + slots)) <= ROOM:
+            return slots, stages
+    return None
 
 
 def decoding_of(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:

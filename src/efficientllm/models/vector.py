@@ -21,7 +21,7 @@ class VectorLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x [..., K] -> [..., N]."""
-        if input.numel() != self.in_features:
+        if input.numel() != self.in_features or input.dtype != self.weight.dtype:
             return F.linear(input, self.weight, self.bias)
         return _multiply(input, self.weight, self.bias)
 
@@ -41,7 +41,8 @@ def fits(module: nn.Linear) -> bool:
     """Whether the kernel takes a layer's weights: plain ones, in half precision, on a GPU."""
     weight = module.weight
     half = weight.dtype in (torch.bfloat16, torch.float16)
-    return INSTALLED and weight.is_cuda and half and type(weight) is nn.Parameter
+    plain = type(weight) is nn.Parameter and weight.is_contiguous()
+    return INSTALLED and weight.is_cuda and half and plain
 
 
 @torch.library.custom_op("efficientllm::multiply_vector", mutates_args=())

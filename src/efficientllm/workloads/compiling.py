@@ -45,7 +45,7 @@ VECTOR_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True, "realize_re
 With the first, a product of one row becomes a reduction that takes stored int8 weights as
 they are; the second keeps a norm or an activation before it from being computed again for
 every row of the weights. Tuning takes some 10 s where the cache does not know the products.
-Plain weights have a kernel of their own (`models/vector.py`) and need neither.
+Plain linear layers of our decoder have a kernel of their own (`models/vector.py`).
 """
 
 

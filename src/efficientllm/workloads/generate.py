@@ -44,6 +44,7 @@ class Generate:
         *,
         compile_model: bool,
         graph: bool,
+        compile_choice: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         self._face, self._device, self._point = face, device, point
@@ -58,7 +59,7 @@ class Generate:
         self._decode = (
             compiling.compiled(face.decode, options=options) if compile_model else face.decode
         )
-        self._choose = compiling.compiled(most_likely) if graph else most_likely
+        self._choose = compiling.compiled(most_likely) if compile_choice else most_likely
         self._graph = graph
         self._replay: Callable[[], None] | None = None
         self._position = point.context
