@@ -1,4 +1,4 @@
-"""What `gradients.py` checks: every fast kernel that training calls, beside its plain formula.
+"""What `gradients.py` checks: every fast kernel beside its plain formula.
 
 A further check is one function from (device, dtype) to a `Check`, and its line in CHECKS. It
 draws its inputs with `draw` and raises Unsupported where its kernel is not. References read
@@ -15,14 +15,22 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from efficientllm.catalog.shape import Sparse
 from efficientllm.models.attend import attend, attend_masked
+from efficientllm.models.attend_cached import (
+    SPLIT,
+    attend_cache,
+    attend_latents,
+    attend_products,
+    decoding,
+)
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse import block_means, sparse_reference
 from efficientllm.models.sparse_kernels import obstacle, on_kernels, sparse_branches
+from efficientllm.models.vector import take_vectors
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
@@ -144,6 +152,41 @@ def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     return Check(fast, reference, inputs, f"2 x 512, heads 16/1, D {d}, block 32")
 
 
+def decoded(
+    device: torch.device, dtype: torch.dtype, *, kv: int, d: int = 128, rest: int = 0
+) -> Check:
+    """One new token over a cache in parts; with a rest, over latents. It has no gradients."""
+    if decoding(device, dtype, 16 // kv, d, d, rest) != SPLIT:
+        raise Unsupported("these sizes go by two products here")
+    sizes = {"q": (2, 16, 1, d + rest), "k": (2, kv, 4096, d + rest), "v": (2, kv, 4096, d)}
+    inputs = {name: x.detach() for name, x in draw(device, dtype, **sizes).items()}
+    positions, scale = Positions(slot=torch.tensor([4000], device=device)), (d + rest) ** -0.5
+
+    def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if rest:
+            return attend_latents(q, k, d, positions, scale)
+        return attend_cache(q, k, v, positions, scale)
+
+    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        values = k[..., :d] if rest else v
+        return attend_products(q.float(), k.float(), values.float(), positions, scale)
+
+    return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/{kv}, D {d}+{rest}")
+
+
+def one_row(device: torch.device, dtype: torch.dtype, *, rows: int, columns: int) -> Check:
+    """A linear layer with one row, as decoding has it. It has no gradients."""
+    layer = nn.Linear(columns, rows, device=device, dtype=dtype).requires_grad_(False)
+    if not take_vectors(layer):
+        raise Unsupported("only half precision on a GPU has a kernel for one row")
+    inputs = {"x": draw(device, dtype, x=(1, 1, columns))["x"].detach()}
+
+    def reference(x: Tensor) -> Tensor:
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+    return Check(layer, reference, inputs, f"{rows} x {columns}")
+
+
 def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:
     """Loss and gradients slice by slice against cross-entropy of all logits in float32."""
     if kind == "liger":
@@ -185,6 +228,12 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "flex, bias, D 32": partial(flex, adds="bias", d=32),
     "nsa": sparse,
     "nsa, D 64": partial(sparse, d=64),
+    "decode, split, groups of 16": partial(decoded, kv=1),
+    "decode, split, groups of 4": partial(decoded, kv=4, d=64),
+    "decode, split, each its own": partial(decoded, kv=16, d=64),
+    "decode, split, latents": partial(decoded, kv=1, d=512, rest=64),
+    "one row": partial(one_row, rows=9728, columns=896),
+    "one row, long": partial(one_row, rows=1536, columns=8960),
     "loss, chunked": partial(sliced, kind="chunked"),
     "loss, liger": partial(sliced, kind="liger"),
 }
