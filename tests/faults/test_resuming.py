@@ -20,7 +20,7 @@ from efficientllm.record import Record
 from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
 from efficientllm.store import Store
-from tests.faults.tree import servers, wait_until
+from tests.faults.tree import alive, forks, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -72,9 +72,8 @@ def saved(launcher: Launcher) -> list[Path]:
 
 
 def worker() -> int | None:
-    """The newest fork of the fork server; the server is the eldest that looks like it."""
-    looks = sorted(servers(os.getpid()))
-    return looks[-1] if len(looks) > 1 else None
+    """The fork of the fork server that still runs."""
+    return next(iter(alive(forks(os.getpid()))), None)
 
 
 def killed(launcher: Launcher, case: Case, ready: Callable[[], object]) -> Record:

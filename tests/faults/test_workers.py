@@ -28,7 +28,7 @@ from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.suite import Suite
 from efficientllm.store import Store
-from tests.faults.tree import servers, wait_until
+from tests.faults.tree import forks, servers, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -80,12 +80,12 @@ def run(launcher: Launcher, case: Case) -> Record:
 
 
 def workers() -> set[int]:
-    """Forks of the fork server; it is the eldest of those that look like it."""
-    return servers(os.getpid()) - {server()}
+    return forks(os.getpid())
 
 
 def server() -> int:
-    return min(servers(os.getpid()))
+    (found,) = servers(os.getpid())
+    return found
 
 
 def run_and_kill(launcher: Launcher, case: Case, ready: Callable[[], object]) -> Record:

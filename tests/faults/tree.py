@@ -19,8 +19,18 @@ def descendants(pid: int) -> set[int]:
 
 
 def servers(pid: int) -> set[int]:
-    """The fork server below a process and its forks, which carry its command line."""
-    return {child for child in descendants(pid) if _is_server(child)}
+    """Fork servers below a process; their forks carry the same command line and are none."""
+    looks = _alike(pid)
+    return {child for child in looks if _parent(child) not in looks}
+
+
+def forks(pid: int) -> set[int]:
+    """What fork servers below a process have forked.
+
+    Told apart by who is whose parent: numbers of processes start over at some time.
+    """
+    looks = _alike(pid)
+    return {child for child in looks if _parent(child) in looks}
 
 
 def alive(pids: Iterable[int]) -> set[int]:
@@ -36,7 +46,11 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
         time.sleep(0.01)
 
 
-def _is_server(pid: int) -> bool:
+def _alike(pid: int) -> set[int]:
+    return {child for child in descendants(pid) if _looks_like_server(child)}
+
+
+def _looks_like_server(pid: int) -> bool:
     try:
         return b"efficientllm.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
