@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from efficientllm.catalog.shape import Sparse
+from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend, attend_masked
 from efficientllm.models.attend_cached import (
     SPLIT,
@@ -29,7 +30,7 @@ from efficientllm.models.attend_cached import (
 )
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse import block_means, sparse_reference
-from efficientllm.models.sparse_kernels import obstacle, on_kernels, sparse_branches
+from efficientllm.models.sparse_kernels import obstacle, sparse_branches
 from efficientllm.models.vector import take_vectors
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
@@ -136,7 +137,7 @@ def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     """
     sizes = Sparse(block=32, selected=16, window=64)
     _only_on_gpu(device)
-    if not on_kernels(device, dtype):
+    if not in_half_on_gpu(device, dtype):
         raise Unsupported("these kernels run in half precision")
     if why := obstacle(16, 1, sizes):
         raise Unsupported(why)
@@ -165,7 +166,7 @@ def decoded(
     def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if rest:
             return attend_latents(q, k, d, positions, scale)
-        return attend_cache(q, k, v, positions, scale)
+        return attend_cache(q, k, v, positions)
 
     def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         values = k[..., :d] if rest else v

@@ -86,6 +86,11 @@ def pin_attention(
     return wanted
 
 
+def in_half_on_gpu(device: torch.device, dtype: torch.dtype) -> bool:
+    """Where kernels of ours and of fla run at all; elsewhere their references do."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
 def leave_attention_open(device: Device) -> None:
     """Allow every back-end but cuDNN's, for calls that are not ours.
 

@@ -81,13 +81,10 @@ def residual(case: Case) -> float | None:
 def _lengths(case: Case) -> list[int]:
     """Lengths at which a case needs what was matched: parameters are the same at any."""
     assert isinstance(case.model, Backbone)
-    match case.model.match:
-        case "flops":
-            return list(dict.fromkeys(point.context for point in case.points))
-        case "cache" if isinstance(case.workload, Generate):
-            return list(dict.fromkeys(point.context for point in case.points))
-        case _:
-            return []
+    what, decodes = case.model.match, isinstance(case.workload, Generate)
+    if what == "flops" or (what == "cache" and decodes):
+        return list(dict.fromkeys(point.context for point in case.points))
+    return []
 
 
 def _reference(spec: Backbone) -> Shape:

@@ -247,6 +247,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     dtype = build.model.get_input_embeddings().weight.dtype
     attention = _pinned(build, spec.attention, device, dtype, point.context)
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
+    compiled = how != "none" and not device.is_cpu
     options = _one_row(assembly, how) if point.batch == 1 and how != "none" else None
     if how == "layer":
         compiling.compile_layers(decoder_layers(build.model), options=options)
@@ -256,7 +257,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
         assembly.resolved["decode_attention"] = decoding_of(build.shape, device.torch, dtype)
-    elif how != "none" and not device.is_cpu:
+    elif compiled:
         assembly.resolved["choice"] = "compiled"  # of the next token; it was eager once
     assembly.resolved |= {
         "attention": attention,
@@ -270,7 +271,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
         *(assembly.face, tokens, spec, point, device),
         compile_model=how == "model",
         graph=graph,
-        compile_choice=how != "none" and not device.is_cpu,
+        compile_choice=compiled,
         options=options,
     )
 

@@ -83,8 +83,8 @@ def test_parts_put_together_are_the_whole(at: int, adds: str) -> None:
         bias=drawn(6, 5, seed=3) if adds == "bias" else None,
         slopes=drawn(6, seed=4).abs() if adds == "slopes" else None,
     )
-    expected = attend_products(q, k, v, positions, 0.3)
-    torch.testing.assert_close(attend_cache(q, k, v, positions, 0.3), expected)
+    expected = attend_products(q, k, v, positions, 8**-0.5)
+    torch.testing.assert_close(attend_cache(q, k, v, positions), expected)
 
 
 @pytest.mark.usefixtures("in_parts")

@@ -32,6 +32,7 @@ from torch.nn.attention.flex_attention import (
 from torch.nn.attention.varlen import varlen_attn
 
 from efficientllm.catalog.shape import Shape
+from efficientllm.device import in_half_on_gpu
 from efficientllm.models import sparse_kernels
 from efficientllm.models.attend_cached import with_distance
 from efficientllm.models.position import Documents, Positions
@@ -89,7 +90,7 @@ def kernel(shape: Shape, device: torch.device, dtype: torch.dtype, length: int, 
     if shape.custom:
         return shape.custom
     if shape.sparse is not None:
-        if not sparse_kernels.on_kernels(device, dtype):
+        if not in_half_on_gpu(device, dtype):
             return f"{REFERENCE} + flex" if on_gpu else REFERENCE
         why = sparse_kernels.obstacle(shape.heads, shape.kv_heads, shape.sparse)
         if why:

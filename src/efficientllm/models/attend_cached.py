@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from efficientllm.catalog.shape import Shape
+from efficientllm.device import in_half_on_gpu
 from efficientllm.models.position import Positions, distances
 
 PRODUCTS, SPLIT, CHOSEN = "two products", "split", "chosen blocks"
 """What the record calls the two ways, and native sparse attention's own."""
 
 INSTALLED = importlib.util.find_spec("triton") is not None
+"""Whether kernels of ours can be built."""
 
 PROGRAMS = 264
 """Programs that the split aims at: two for each multiprocessor of an H100."""
@@ -38,15 +40,13 @@ ROOM = 96 << 10
 """Bytes of shared memory that one program may take: what a consumer's card has, and some less."""
 
 
-def attend_cache(
-    q: Tensor, k: Tensor, v: Tensor, positions: Positions, scale: float | None = None
-) -> Tensor:
+def attend_cache(q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
     """One new query a row against a ring of slots that holds positions up to its own.
 
-    q [B, H, 1, D], k [B, K, S, D], v [B, K, S, E] -> [B, H, 1, E]. Scores are products times
-    `scale`, by default 1 / sqrt(D), and the biases of `positions`; softmax in float32.
+    q [B, H, 1, D], k [B, K, S, D], v [B, K, S, E] -> [B, H, 1, E]. Scores are products over
+    the root of D, and the biases of `positions`; softmax in float32.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5
     if decoding(q.device, q.dtype, q.shape[1] // k.shape[1], k.shape[-1], v.shape[-1]) == SPLIT:
         return _attend_split(q, k, v, positions, v.shape[-1], scale)
     return attend_products(q, k, v, positions, scale)
@@ -55,7 +55,10 @@ def attend_cache(
 def attend_latents(
     q: Tensor, latent: Tensor, rank: int, positions: Positions, scale: float
 ) -> Tensor:
-    """The same over latents [B, 1, S, D], whose first `rank` numbers are the values."""
+    """The same over latents [B, 1, S, D], whose first `rank` numbers are the values.
+
+    Scores are products times `scale`: the size of a head is none of the latents'.
+    """
     group, rest = q.shape[1], latent.shape[-1] - rank
     if decoding(q.device, q.dtype, group, rank, rank, rest) == SPLIT:
         return _attend_split(q, latent, None, positions, rank, scale)
@@ -69,12 +72,11 @@ def decoding(
 
     With a rest, keys and values are the same numbers (latents).
     """
-    half = dtype in (torch.bfloat16, torch.float16)
     powers = all(n & (n - 1) == 0 for n in (key, value, rest))
     sized = min(key, value) >= 16 and rest in (0, *range(16, 257))
     read = key + (rest or value)
     fits = powers and sized and tiles(group, key + rest, value, read) is not None
-    return SPLIT if device.type == "cuda" and INSTALLED and half and fits else PRODUCTS
+    return SPLIT if INSTALLED and in_half_on_gpu(device, dtype) and fits else PRODUCTS
 
 
 def rows_of(group: int) -> int:

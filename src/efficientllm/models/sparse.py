@@ -38,10 +38,11 @@ import torch
 from torch import Tensor, nn
 
 from efficientllm.catalog.shape import Sparse
+from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend
 from efficientllm.models.attention import Attention
 from efficientllm.models.position import Positions, rotate
-from efficientllm.models.sparse_kernels import obstacle, on_kernels, sparse_branches
+from efficientllm.models.sparse_kernels import obstacle, sparse_branches
 from efficientllm.record import Unsupported
 
 QUERIES = 512
@@ -109,7 +110,7 @@ class SparseAttention(Attention):
         return SparseCache(*made)
 
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kernels and on_kernels(q.device, q.dtype):
+        if self.kernels and in_half_on_gpu(q.device, q.dtype):
             means = block_means(k, self.sizes), block_means(v, self.sizes)
             return sparse_branches(q, k, v, *means, self.sizes)
         return sparse_reference(q, k, v, self.sizes)

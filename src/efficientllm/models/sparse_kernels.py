@@ -48,11 +48,6 @@ def obstacle(heads: int, kv_heads: int, sizes: Sparse) -> str:
     return ""
 
 
-def on_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether whole rows go through the kernels; else through the reference."""
-    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-
-
 def sparse_branches(
     q: Tensor, k: Tensor, v: Tensor, block_k: Tensor, block_v: Tensor, sizes: Sparse
 ) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,12 @@ that a quantizer or an adapter has changed stay what they are.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INSTALLED = importlib.util.find_spec("triton") is not None
+from efficientllm.device import in_half_on_gpu
+from efficientllm.models.attend_cached import INSTALLED
 
 
 class VectorLinear(nn.Linear):
@@ -40,9 +39,8 @@ def take_vectors(model: nn.Module) -> int:
 def fits(module: nn.Linear) -> bool:
     """Whether the kernel takes a layer's weights: plain ones, in half precision, on a GPU."""
     weight = module.weight
-    half = weight.dtype in (torch.bfloat16, torch.float16)
     plain = type(weight) is nn.Parameter and weight.is_contiguous()
-    return INSTALLED and weight.is_cuda and half and plain
+    return INSTALLED and plain and in_half_on_gpu(weight.device, weight.dtype)
 
 
 @torch.library.custom_op("efficientllm::multiply_vector", mutates_args=())

@@ -116,9 +116,9 @@ def learning_chart(rows: dict[str, Row], variants: list[str]) -> Chart:
 
 def _scaled(unit: str, most: float) -> tuple[float, str]:
     """Joules in kJ or MJ, seconds in hours, where there are many."""
-    steps = {"joules": ((1e6, "MJ"), (1e3, "kJ")), "seconds": ((7200, "hours"),)}
-    found = next((s for s in steps[unit] if most >= s[0]), (1.0, unit))
-    return (3600.0, "hours") if found[1] == "hours" else found
+    if unit == "seconds":
+        return (3600.0, "hours") if most >= 7200 else (1.0, unit)
+    return next((s for s in ((1e6, "MJ"), (1e3, "kJ")) if most >= s[0]), (1.0, unit))
 
 
 def _learned(name: str, row: Row, cost: Spent) -> list[dict[str, Any]]:
