@@ -38,10 +38,10 @@ ADAPTER_BYTES = 4
 """peft keeps adapters in float32, whatever they stand beside."""
 
 LOSS_SLICE_BYTES = 5 << 28
-"""Logits that the loss holds at once (`CHUNK_BYTES` of `workloads/loss.py`, which needs torch)."""
+"""Logits that the loss holds at once (`workloads/loss.py`)."""
 
 PLAIN_LOSS_VOCAB = 16_384
-"""Up to this vocabulary all logits are held at once (`resolve` of `workloads/loss.py`)."""
+"""Up to this vocabulary all logits are held at once, if nothing else is asked for."""
 
 TIGHT = 0.9
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efficientllm.predict import LOSS_SLICE_BYTES, PLAIN_LOSS_VOCAB
 from efficientllm.record import Unsupported
 from efficientllm.workloads.batches import IGNORED
 from efficientllm.workloads.compiling import compiled
@@ -28,7 +29,7 @@ Kind = Literal["plain", "chunked", "liger"]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(hidden [N, C], head weight [V, C], targets [N]) -> sum of the losses, float32."""
 
-CHUNK_BYTES = 5 << 28
+CHUNK_BYTES = LOSS_SLICE_BYTES
 """Bytes of one slice of logits: 4,096 positions of a vocabulary of 152,000 in bf16."""
 
 
@@ -38,7 +39,7 @@ def resolve(wanted: str, vocab: int) -> Kind:
         case "plain" | "chunked" | "liger":
             return wanted
         case _:
-            return "plain" if vocab <= 16_384 else "chunked"
+            return "plain" if vocab <= PLAIN_LOSS_VOCAB else "chunked"
 
 
 def loss_of(kind: Kind) -> Loss:
