@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from efficientllm import worker
 from efficientllm.analysis.checks import flags
 from efficientllm.analysis.table import rows
-from efficientllm.journal import Story, Task, read
 from efficientllm.metrics import View
 from efficientllm.pin import pin
 from efficientllm.spec.case import Case
 from tests import samples
 from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
+from tests.trials import story_of
 
 ROOT = Path(__file__).parents[1]
 LEAVES = spoiled(("seen = torch", "raise SystemExit(0)\n        seen = torch"))
@@ -108,21 +107,6 @@ def training(folder: Path, text: str) -> Case:
     workload = {"kind": "pretrain", **SMALL}
     value = {"name": "mine", "model": model, "workload": workload, "quality": {"max_bytes": 1024}}
     return pin(Case.model_validate(value), allow_code=True)
-
-
-def story_of(case: Case, folder: Path, cache: Path) -> Story:
-    """A worker's whole trial, in this process."""
-    Task(
-        case=case.model_dump(mode="json"),
-        protocol={"profile": "smoke"},
-        seed=0,
-        points=(0,),
-        cache_folder=str(cache),
-        device="cpu",
-        metered_power=False,
-    ).write(folder)
-    assert worker.run(folder) == 0
-    return read(folder)
 
 
 def test_a_sound_one_is_measured_with_its_source_its_cost_and_its_parameters(

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from efficientllm import worker
-from efficientllm.journal import JOURNAL, Story, Task, read
+from efficientllm.journal import JOURNAL, Story
 from efficientllm.measure import PointTimeout
 from efficientllm.record import Unsupported
 from efficientllm.spec.case import Case
 from efficientllm.worker import _whole, outcome_of
 from efficientllm.workloads.train import NotFinite, Train
+from tests.trials import story_of
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory"
 
@@ -112,22 +113,7 @@ def ran(
             "quality": {"max_bytes": 1024} | (quality or {}),
         }
     )
-    return of_case(folder, cache, case, product)
-
-
-def of_case(folder: Path, cache: Path, case: Case, product: str = "") -> Story:
-    Task(
-        case=case.model_dump(mode="json"),
-        protocol={"profile": "smoke"},
-        seed=0,
-        points=(0,),
-        product_folder=product,
-        cache_folder=str(cache),
-        device="cpu",
-        metered_power=False,
-    ).write(folder)
-    assert worker.run(folder) == 0
-    return read(folder)
+    return story_of(case, folder, cache, product)
 
 
 def test_a_trial_tells_its_phases_points_scores_and_product(tmp_path: Path, cache: Path) -> None:
@@ -172,7 +158,7 @@ def test_a_curve_that_cannot_be_scored_says_why(tmp_path: Path, cache: Path) -> 
     case = Case.model_validate(
         {"model": model, "technique": "full", "workload": workload, "quality": {"curve": 2}}
     )
-    story = of_case(tmp_path, cache, case)
+    story = story_of(case, tmp_path, cache)
     assert story.curve == ()
     assert story.notes["curve"] == story.notes["quality"] == "random weights: cost only"
 

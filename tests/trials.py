@@ -1,0 +1,25 @@
+"""A worker's whole trial in the process of the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from efficientllm import worker
+from efficientllm.journal import Story, Task, read
+from efficientllm.spec.case import Case
+
+
+def story_of(case: Case, folder: Path, cache: Path, product: str = "") -> Story:
+    """The journal of a smoke trial of all that a case's first point asks for, on the CPU."""
+    Task(
+        case=case.model_dump(mode="json"),
+        protocol={"profile": "smoke"},
+        seed=0,
+        points=(0,),
+        product_folder=product,
+        cache_folder=str(cache),
+        device="cpu",
+        metered_power=False,
+    ).write(folder)
+    assert worker.run(folder) == 0
+    return read(folder)
