@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import (
     AuxRequest,
     BlockMask,
-    create_block_mask,
     flex_attention,
 )
 from torch.nn.attention.varlen import varlen_attn
@@ -35,6 +33,7 @@ from efficientllm.catalog.shape import Shape
 from efficientllm.device import in_half_on_gpu
 from efficientllm.models import sparse_kernels
 from efficientllm.models.attend_cached import with_distance
+from efficientllm.models.band import TILE, band
 from efficientllm.models.position import Documents, Positions
 from efficientllm.record import Unsupported
 
@@ -42,9 +41,6 @@ from efficientllm.record import Unsupported
 _VARLEN_ASKS_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 REFERENCE = "masked reference"
-
-TILE = 128
-"""Tokens in a block of FlexAttention's masks."""
 
 SMALL_TILES = {
     "num_stages": 1,
@@ -128,7 +124,7 @@ def _attend_flex(
         def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return score - slopes[h] * (i - j)
 
-    return _flex(q, k, v, _blocks(q.shape[2], 0, window, q.device), score_mod)[0]
+    return _flex(q, k, v, band(q.shape[2], 0, window, q.device), score_mod)[0]
 
 
 def _attend_learned_bias(
@@ -153,10 +149,10 @@ def _attend_learned_bias(
         return score + table[h, i % side, place.clamp(0, 2 * side - 1)]
 
     close = min(side, window or side)
-    out, lse = _flex(q, k, v, _blocks(length, 0, close, q.device), biased, SMALL_TILES)
+    out, lse = _flex(q, k, v, band(length, 0, close, q.device), biased, SMALL_TILES)
     if length <= close or close != side:
         return out
-    far, far_lse = _flex(q, k, v, _blocks(length, side, window, q.device))
+    far, far_lse = _flex(q, k, v, band(length, side, window, q.device))
     share = (far_lse - lse).sigmoid().unsqueeze(-1).to(out.dtype)
     return torch.lerp(out, far, share)
 
@@ -182,20 +178,6 @@ def _flex(
     )
     assert aux.lse is not None
     return out, aux.lse
-
-
-@lru_cache(maxsize=16)
-def _blocks(length: int, nearest: int, window: int | None, device: torch.device) -> BlockMask:
-    """Which blocks of keys each block of queries needs; made once for a length.
-
-    Seen are keys from `nearest` tokens back on, inside the window if there is one.
-    """
-
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        visible = q - k >= nearest
-        return visible if window is None else visible & (q - k < window)
-
-    return create_block_mask(seen, None, None, length, length, device=device)
 
 
 def _attend_packed(
