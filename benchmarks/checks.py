@@ -182,10 +182,15 @@ def one_row(device: torch.device, dtype: torch.dtype, *, rows: int, columns: int
         raise Unsupported("only half precision on a GPU has a kernel for one row")
     inputs = {"x": draw(device, dtype, x=(1, 1, columns))["x"].detach()}
 
+    def fast(x: Tensor) -> Tensor:
+        out = layer(x)
+        assert isinstance(out, Tensor)
+        return out
+
     def reference(x: Tensor) -> Tensor:
         return F.linear(x.float(), layer.weight.float(), layer.bias.float())
 
-    return Check(layer, reference, inputs, f"{rows} x {columns}")
+    return Check(fast, reference, inputs, f"{rows} x {columns}")
 
 
 def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:

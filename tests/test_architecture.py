@@ -88,6 +88,7 @@ def test_the_parent_never_imports_the_child(path: Path) -> None:
 def test_the_parent_never_imports_torch() -> None:
     code = (
         "import sys, efficientllm.cli, efficientllm.commands, efficientllm.runner,"
+        " efficientllm.forecast,"
         " efficientllm.doctor, efficientllm.results, efficientllm.report.html,"
         " efficientllm.report.export, efficientllm.listing, efficientllm.fetch;"
         " sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import torch
+from torch.serialization import get_crc32_options
 
 from efficientllm.catalog.shape import Experts
 from efficientllm.describe import build_facts
@@ -61,6 +65,14 @@ def test_the_file_holds_each_weight_once(fused: bool) -> None:
     assert found.disk_bytes is not None
     overhead = found.disk_bytes - 2 * TOTAL
     assert 0 < overhead < 25_000  # names and alignment of 27 tensors, whatever the model's size
+    file = io.BytesIO()
+    torch.save(build.model.state_dict(), file)
+    assert found.disk_bytes == len(file.getvalue())
+
+
+def test_a_description_leaves_the_check_sums_of_files_on() -> None:
+    build_facts(tiny.build(), TOTAL)
+    assert get_crc32_options()
 
 
 def test_a_quantized_file_is_smaller_and_holds_its_scales() -> None:

@@ -105,6 +105,7 @@ def plan(
     what: What = None,
     store: StorePath = DEFAULT_STORE,
     gpu: GpuIndex = None,
+    only: Only = "*",
     on: Annotated[str, typer.Option(help="predict for these machines instead of this one")] = "",
     allow_code: AllowCode = False,
 ) -> None:
@@ -115,12 +116,13 @@ def plan(
     with explained():
         card = None if on else choose_gpu(gpu)
         suite = asked_suite(what, allow_code=allow_code, gpu=bool(on) or card is not None)
-        from efficientllm.commands import plan_command, plan_on_command
+        from efficientllm.forecast import plan_command, plan_on_command
 
+        chosen = suite.only(only)
         if on:
-            plan_on_command(_console(), suite, on.split(","))
+            plan_on_command(_console(), chosen, on.split(","), whole=suite)
         else:
-            plan_command(_console(), suite, store, card)
+            plan_command(_console(), chosen, store, card, whole=suite)
 
 
 @app.command(epilog="Example: efficientllm fetch generate model=meta-llama/Llama-3.1-8B")

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from efficientllm.models.vector import VectorLinear
+
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
@@ -92,3 +94,19 @@ def test_a_kernel_that_breaks_is_a_row_and_not_the_tables_end(gradients: Any) ->
 
     row = gradients.row("broken", broken, torch.float32)
     assert row["verdict"] == "FAILED: no kernel image"
+
+
+def test_a_product_with_one_row_is_called_as_a_layer_is(
+    gradients: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel needs a card, the way to it does not."""
+    checks = sys.modules["checks"]
+
+    def taken(layer: torch.nn.Linear) -> int:
+        layer.__class__ = VectorLinear
+        monkeypatch.setattr("efficientllm.models.vector._multiply", torch.nn.functional.linear)
+        return 1
+
+    monkeypatch.setattr(checks, "take_vectors", taken)
+    check = checks.one_row(torch.device("cpu"), torch.bfloat16, rows=64, columns=32)
+    assert gradients.errors(check)["out"] < gradients.TOLERANCE[torch.bfloat16]

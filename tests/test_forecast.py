@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from efficientllm import commands
+from efficientllm import forecast
+from efficientllm.cli import app
 from efficientllm.machine import Gpu
 from efficientllm.pin import pin_suite
-from efficientllm.spec.suite import load_suite, one_line_suite
+from efficientllm.spec.suite import Suite, load_suite, one_line_suite
 
 CARD = Gpu(0, "GPU-1", "NVIDIA H200", 140 << 30, 139 << 30, 600.0, 0.0, 0, "580", False, (9, 0))
 
@@ -20,7 +22,7 @@ CARD = Gpu(0, "GPU-1", "NVIDIA H200", 140 << 30, 139 << 30, 600.0, 0.0, 0, "580"
 def planned(folder: Path, gpu: Gpu | None, *words: str) -> str:
     suite = pin_suite(one_line_suite("pretrain", words))
     console = Console(width=200, record=True, file=io.StringIO())
-    commands.plan_command(console, suite, folder / "store", gpu)
+    forecast.plan_command(console, suite, folder / "store", gpu)
     return console.export_text()
 
 
@@ -60,7 +62,7 @@ def test_names_lose_the_stage_that_all_share_and_keep_it_where_they_differ(tmp_p
     assert planned(tmp_path, CARD, "model=backbone-tiny").count("pretrain") == 1  # the suite
     console = Console(width=200, record=True, file=io.StringIO())
     suite = pin_suite(load_suite("quickstart", ()))
-    commands.plan_command(console, suite, tmp_path / "store", CARD)
+    forecast.plan_command(console, suite, tmp_path / "store", CARD)
     text = console.export_text()
     assert "pretrain-mha" in text
     assert "finetune-lora" in text
@@ -69,10 +71,34 @@ def test_names_lose_the_stage_that_all_share_and_keep_it_where_they_differ(tmp_p
 def test_machines_that_are_not_here_get_the_micro_batch_that_fits_each() -> None:
     suite = load_suite("attention", ("model.preset=1.5B-h16",)).only("train-4096-*")
     console = Console(width=200, record=True, file=io.StringIO())
-    commands.plan_on_command(console, suite, ["h100-80gb", "h200-141gb"])
+    forecast.plan_on_command(console, suite, ["h100-80gb", "h200-141gb"])
     text = console.export_text()
     rows = [re.findall(r"fits, micro_batch (\d+)", line) for line in text.splitlines()[1:-1]]
     sizes = {tuple(row) for row in rows if row}
     assert len(sizes) == 1, text
     ((small, large),) = sizes
     assert int(small) < int(large)
+
+
+def test_what_was_chosen_keeps_the_micro_batch_of_the_whole_study() -> None:
+    """MLA is hungrier than the rest: without it more would fit, and no run would do that."""
+    whole = load_suite("attention", ("model.preset=1.5B-h16",))
+    chosen = whole.only("train-4096-*-mqa")
+
+    def size(of: Suite | None) -> str:
+        console = Console(width=200, record=True, file=io.StringIO())
+        forecast.plan_on_command(console, chosen, ["h100-80gb"], of)
+        return str(re.findall(r"fits, micro_batch (\d+)", console.export_text())[0])
+
+    assert [size(None), size(whole)] == ["4", "2"]
+
+
+@pytest.mark.parametrize("where", [["--on", "h100-80gb"], []])
+def test_the_command_shows_what_run_would_choose(where: list[str], tmp_path: Path) -> None:
+    words = ["plan", "attention", "model.preset=1.5B-h16", "--only", "train-4096-*-mqa"]
+    words += [*where, "--store", str(tmp_path / "store")]
+    shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    assert "train-4096-8-mqa" in shown.output
+    assert "mha" not in shown.output
+    assert not where or "fits, micro_batch 2" in shown.output
