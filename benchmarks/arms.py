@@ -84,6 +84,8 @@ def compare(
     chosen = args.arms.split(",")
     if unknown := set(chosen) - arms.keys():
         sys.exit(f"no arm called {', '.join(sorted(unknown))}; there are {', '.join(arms)}")
+    # A child has a session of its own: without this it would outlive us, and hold the card.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.out.mkdir(parents=True, exist_ok=True)
     for point in points:
         results: list[Result] = []
