@@ -3,18 +3,19 @@
 #
 #     PROMPTS=gsm8k TEXT=pretrain_text TOKENIZER=tokenizer_gpt2 \
 #       benchmarks/first_numbers.sh STORE [doctor] [peft] [quantization] [checks] [gradients]
-#         [speed] [attention] [position] [small] [paper]
+#         [claims] [speed] [attention] [position] [small] [paper]
 #
 # PROMPTS is a folder of prompts with responses, TEXT one of running text, TOKENIZER that of a
 # tokenizer; without them the text and the vocabulary that Python carries are used. Without
 # names of parts all are run. What was finished is kept when time runs out: run it again to
-# go on. PRESETS are the sizes of attention and position (0.5B-h16,1.5B-h16). Publish with
+# go on. `claims` decides what training costs, in three rounds. PRESETS are the sizes of
+# attention and position (0.5B-h16,1.5B-h16). Publish with
 #
 #     efficientllm export STORE --format jsonl -o results/NAME.jsonl
 set -uo pipefail
 store=${1:?the folder for records}
 shift
-parts=${*:-doctor peft quantization checks gradients speed attention position small paper}
+parts=${*:-doctor peft quantization checks gradients claims speed attention position small paper}
 presets=${PRESETS:-0.5B-h16,1.5B-h16}
 here=$(dirname "$0") beside="$store-benchmarks"
 mkdir -p "$beside"
@@ -29,6 +30,10 @@ for part in $parts; do
     quantization) measure quantization ${TEXT:+data="$TEXT"} ;;
     attention | position)
       measure "$part" model.preset="$presets" ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}"
+      ;;
+    claims)
+      measure attention protocol=standard model.preset="$presets" --only 'train-4096-*' \
+        ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}"
       ;;
     small) measure attention-small ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
     paper) measure attention-paper ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
