@@ -198,3 +198,14 @@ def test_a_bug_in_scoring_costs_the_quality_and_nothing_else(
     assert story.scores is None
     assert [point.outcome.status for point in story.points] == ["ok"], "what was measured is kept"
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_ran_out_is_told_without_the_advice_behind_it() -> None:
+    said = (
+        "CUDA out of memory. Tried to allocate 1.16 GiB. GPU 0 has a total capacity of 79.18 GiB."
+        " If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF=... to avoid"
+        " fragmentation.  See documentation for Memory Management  (https://pytorch.org)"
+    )
+    outcome = outcome_of(torch.OutOfMemoryError(said))
+    assert outcome.status == "out_of_memory"
+    assert outcome.reason.endswith("GPU 0 has a total capacity of 79.18 GiB.")

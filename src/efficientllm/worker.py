@@ -247,6 +247,10 @@ def _whole(folder: Path) -> Iterator[Path]:
     part.replace(folder)
 
 
+_ADVICE = " If reserved but unallocated memory is large"
+"""Where torch's message stops telling what happened and begins to tell what to set."""
+
+
 def outcome_of(error: BaseException) -> Outcome:
     """What an exception means for a trial."""
     phase = str(getattr(error, "efficientllm_phase", ""))
@@ -260,7 +264,8 @@ def outcome_of(error: BaseException) -> Outcome:
     if isinstance(error, KeyboardInterrupt):
         return Outcome(status="interrupted", phase=phase)
     if is_out_of_memory(error):
-        return Outcome(status="out_of_memory", reason=reason, phase=phase)
+        needed = reason.partition(_ADVICE)[0]
+        return Outcome(status="out_of_memory", reason=needed, phase=phase)
     named = f"{type(error).__name__}: {reason}"
     if isinstance(error, SystemExit) and line_of(error) is not None:  # it would leave again
         return Outcome(status="unsupported", reason=told(error)[:500], phase=phase)

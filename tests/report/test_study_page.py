@@ -8,13 +8,14 @@ from functools import cache
 import pytest
 
 from efficientllm import record as r
+from efficientllm.analysis.crossover import Crossing
 from efficientllm.analysis.study import Study, studies, trainings
 from efficientllm.analysis.table import rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report.answer import largest, study_headline
 from efficientllm.report.charts import PALETTE
-from efficientllm.report.contexts import cost_charts, families
+from efficientllm.report.contexts import Family, _told, cost_charts, families
 from efficientllm.report.export import export
 from efficientllm.report.headline import headline
 from efficientllm.report.html import page
@@ -265,7 +266,8 @@ def test_costs_are_seconds_per_token_at_each_context_and_equal_work() -> None:
 def test_crossings_stand_in_words_below_their_chart() -> None:
     charts = {chart.title: chart for chart in cost_charts(costs())}
     told = charts["Decode, batch 32"].notes
-    assert "mla passes gqa between 16,384 and 65,536 tokens (decode, batch 32)." in told
+    both = "mla passes gqa and nsa passes gqa between 16,384 and 65,536 tokens"
+    assert f"{both} (decode, batch 32)." in told
     assert any(note.startswith("Undecided between 4,096 and 16,384") for note in told)
     assert charts["Decode, batch 1"].notes == (
         "No two variants change places between the contexts measured.",
@@ -273,6 +275,29 @@ def test_crossings_stand_in_words_below_their_chart() -> None:
     one_run = {chart.title: chart for chart in cost_charts(costs(1))}["Decode, batch 32"]
     assert not any(" passes gqa between" in note for note in one_run.notes)
     assert any("fewer than three trials" in note for note in one_run.notes)
+
+
+def test_crossings_that_say_the_same_are_one_line() -> None:
+    """Six variants have fifteen pairs, and all may be undecided for one reason."""
+    turns = [
+        Crossing("mla", "mha", 4096, 16384, decided=False, why="fewer than three trials"),
+        Crossing("gqa", "mqa", 4096, 16384, decided=False, why="fewer than three trials"),
+        Crossing("nsa", "mha", 4096, 16384, decided=False, why="their intervals overlap"),
+        Crossing("nsa", "gqa", 16384, 65536, decided=True),
+        Crossing("nsa", "mqa", 16384, 65536, decided=True),
+        Crossing("nsa", "mla", 16384, 65536, decided=True),
+    ]
+    family = Family("Decode", "batch 1", "ms", {}, ())
+    assert _told(turns, family) == (
+        "Undecided between 4,096 and 16,384 tokens whether mla passes mha and gqa passes mqa:"
+        " fewer than three trials.",
+        "Undecided between 4,096 and 16,384 tokens whether nsa passes mha: their intervals"
+        " overlap.",
+        "nsa passes gqa, nsa passes mqa and nsa passes mla between 16,384 and 65,536 tokens"
+        " (decode, batch 1).",
+    )
+    many = [x._replace(why=str(n)) for n in range(9) for x in turns[:2]]
+    assert _told(many, family)[-1] == "6 more are not listed."
 
 
 def test_a_variant_keeps_its_colour_where_others_are_missing_and_none_is_drawn_without() -> None:

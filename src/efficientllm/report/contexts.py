@@ -168,12 +168,20 @@ def _told(found: list[Crossing], family: Family) -> tuple[str, ...]:
     if not found:
         return ("No two variants change places between the contexts measured.",)
     where = f"({family.what.lower()}, {family.where})"
-    lines = []
-    for x in found[:MAX_NOTES]:
-        between = f"between {x.low:,} and {x.high:,} tokens"
-        if x.decided:
-            lines.append(f"{x.first} passes {x.second} {between} {where}.")
-        else:
-            lines.append(f"Undecided {between} whether {x.first} passes {x.second}: {x.why}.")
-    more = len(found) - MAX_NOTES
-    return (*lines, *([f"{more} more are not listed."] if more > 0 else []))
+    alike: dict[tuple[bool, int, int, str], list[str]] = {}
+    for x in found:
+        passes = f"{x.first} passes {x.second}"
+        alike.setdefault((x.decided, x.low, x.high, x.why), []).append(passes)
+    lines = [
+        f"{_listed(passes)} between {low:,} and {high:,} tokens {where}."
+        if decided
+        else f"Undecided between {low:,} and {high:,} tokens whether {_listed(passes)}: {why}."
+        for (decided, low, high, why), passes in alike.items()
+    ]
+    more = sum(len(passes) for passes in list(alike.values())[MAX_NOTES:])
+    return (*lines[:MAX_NOTES], *([f"{more} more are not listed."] if more else []))
+
+
+def _listed(words: list[str]) -> str:
+    """As a person lists things: a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
