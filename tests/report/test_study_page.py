@@ -504,6 +504,22 @@ def test_exports_and_the_page_tell_what_names_do_not() -> None:
     assert "<td>gqa</td><td>float32</td>" in html
 
 
+def test_cases_of_one_name_and_two_sizes_are_told_apart() -> None:
+    """A suite run for one size at a time has no size in its names."""
+    records = [made.pretrain("gqa", 4096, preset=preset) for preset in ("0.5B-h16", "1.5B-h16")]
+    table = rows(records)
+    assert {row.name for row in table} == {"train-4096-gqa"}
+    assert "| case | size | point | n |" in export(table, "md").decode()
+    csv = export(table, "csv").decode()
+    assert ",0.5B-h16," in csv
+    assert ",1.5B-h16," in csv
+    html = page(Results(tuple(records)))
+    assert "<td>0.5B-h16</td>" in html
+    assert "<td>1.5B-h16</td>" in html
+    one = export(table[:1], "md").decode()
+    assert "| case | point | n |" in one
+
+
 def test_the_formula_behind_the_cache_chart_is_the_measured_size() -> None:
     row = trainings(learned()).rows["mla"]
     shape = row.views[0].shape

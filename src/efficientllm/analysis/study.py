@@ -82,6 +82,16 @@ def variant(case: Case) -> str:
     return _kind(case.model.attention) + (f"+{position}" if position != "rope" else "")
 
 
+def size(case: Case) -> str:
+    """`1.5B-h16`, with what else was set about a backbone's sizes; nothing for other models."""
+    model = case.model
+    if not isinstance(model, Backbone):
+        return ""
+    told = [f"{k} {v}" for k in _SIZES if (v := getattr(model, k)) is not None]
+    told += [f"match {model.match}"] if model.match != "none" else []
+    return ", ".join([model.preset, *told])
+
+
 def studies(rows: Iterable[Row]) -> list[Study]:
     """Every study with at least two variants.
 
@@ -141,7 +151,7 @@ def _study(axis: Axis, rows: list[Row]) -> Study:
         kind = _kind(part)
         name = _settings(part) if kind in several else kind
         variants.setdefault(name, []).append(row)
-    return Study(axis, _size(rows[0].case.model, axis), {k: tuple(v) for k, v in variants.items()})
+    return Study(axis, _condition(rows[0].case, axis), {k: tuple(v) for k, v in variants.items()})
 
 
 def _kind(part: Spec) -> str:
@@ -174,14 +184,11 @@ def _settings(part: Spec) -> str:
     return " ".join([_kind(part), *told])
 
 
-def _size(model: object, axis: Axis) -> str:
-    """`1.5B-h16`, with everything else that was set about the model."""
-    assert isinstance(model, Backbone)
-    told = [f"{k} {v}" for k in _SIZES if (v := getattr(model, k)) is not None]
-    told += [f"match {model.match}"] if model.match != "none" else []
+def _condition(case: Case, axis: Axis) -> str:
+    """The size that a study has, with parts that are not the studied one and not the usual."""
     others = (a for a in AXES if a != axis)
-    told += [_kind(part) for a in others if (part := getattr(model, a)) != AXES[a]]
-    return ", ".join([model.preset, *told])
+    told = [_kind(part) for a in others if (part := getattr(case.model, a)) != AXES[a]]
+    return ", ".join([size(case), *told])
 
 
 def _ran(study: Study) -> int:

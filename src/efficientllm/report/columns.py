@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from efficientllm.analysis.stats import Interval
-from efficientllm.analysis.study import variant
+from efficientllm.analysis.study import size, variant
 from efficientllm.analysis.table import Cell, Row
 from efficientllm.analysis.work import training_precision
 from efficientllm.metrics import BY_KEY, METRICS, Metric
@@ -98,8 +98,9 @@ class Words(NamedTuple):
 
 
 def words_of(rows: list[Row]) -> list[Words]:
-    """The models' variant and the precision of training, each where rows differ in it."""
+    """The models' size and variant and the precision of training, each where rows differ in it."""
     known = (
+        Words("size", lambda row: size(row.case)),
         Words("variant", lambda row: variant(row.case)),
         Words("precision", training_precision),
     )

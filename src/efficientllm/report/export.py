@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterable
 from typing import Any
 
-from efficientllm.analysis.study import studies, trainings, variant
+from efficientllm.analysis.study import size, studies, trainings, variant
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import training_precision
 from efficientllm.metrics import METRICS
@@ -40,6 +40,7 @@ def flat(row: Row) -> dict[str, Any]:
         "case": row.name,
         "stage": row.case.stage,
         "technique": row.case.technique_label,
+        "size": size(row.case),
         "variant": variant(row.case),
         "precision": training_precision(row),
         "batch": row.views[0].point.batch,
