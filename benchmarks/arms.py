@@ -33,6 +33,7 @@ from efficientllm import clock
 from efficientllm.catalog.peaks import Peak, peak_of
 from efficientllm.catalog.shape import Shape
 from efficientllm.device import Device, open_device
+from efficientllm.lifeline import die_with_parent
 from efficientllm.models.huggingface import published_config
 from efficientllm.record import Unsupported
 from efficientllm.spec.case import Case
@@ -66,7 +67,7 @@ def parser(text: str, arms: list[str], out: str) -> argparse.ArgumentParser:
     made.add_argument("--tokenizer", default="auto", help="a tokenizer.json or its folder")
     for name in ("--child", "--result"):
         made.add_argument(name, default="", help=argparse.SUPPRESS)
-    for name in ("--at", "--started-ns"):
+    for name in ("--at", "--started-ns", "--parent"):
         made.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
     return made
 
@@ -79,13 +80,15 @@ def compare(
     In a child: measure the one arm it was started for.
     """
     if args.child:
+        die_with_parent(args.parent)
         _measure(args, arms[args.child])
         return
     chosen = args.arms.split(",")
     if unknown := set(chosen) - arms.keys():
         sys.exit(f"no arm called {', '.join(sorted(unknown))}; there are {', '.join(arms)}")
-    # A child has a session of its own: without this it would outlive us, and hold the card.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A child has a session of its own: without this what it started would outlive us.
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, lambda number, _: sys.exit(128 + number))
     args.out.mkdir(parents=True, exist_ok=True)
     for point in points:
         results: list[Result] = []
@@ -118,7 +121,7 @@ def _fresh(args: argparse.Namespace, name: str, point: int, number: int) -> Resu
         variables = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
         own = {variable: f"{caches}/{variable}" for variable in variables}
         words = ["--child", name, "--at", str(point), "--result", str(result)]
-        words += ["--started-ns", str(clock.now_ns())]
+        words += ["--started-ns", str(clock.now_ns()), "--parent", str(os.getpid())]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, *sys.argv, *words],

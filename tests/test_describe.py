@@ -6,10 +6,11 @@ import io
 
 import pytest
 import torch
+from torch import nn
 from torch.serialization import get_crc32_options
 
 from efficientllm.catalog.shape import Experts
-from efficientllm.describe import build_facts
+from efficientllm.describe import _blank, _serialized_bytes, build_facts
 from efficientllm.models.fuse import fuse
 from efficientllm.spec.technique import Cast, Int4WeightOnly, Int8WeightOnly, Lora
 from efficientllm.techniques import apply
@@ -91,3 +92,47 @@ def test_a_quantized_file_is_smaller_and_holds_its_scales() -> None:
         assert held < found.disk_bytes < held + 60_000
         sizes[name] = found.disk_bytes
     assert sizes["bf16"] > 1.5 * sizes["int8"] > 1.5 * 1.2 * sizes["int4"]
+
+
+class Held(nn.Module):
+    """Buffers of every kind that shares, skips or lacks memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = torch.zeros(4096)
+        self.weight = nn.Parameter(torch.zeros(33, 31))
+        self.tied = self.weight
+        kinds = {
+            "view": whole[1024:2048],
+            "turned": whole.view(64, 64).t(),
+            "wide": torch.zeros(1).expand(500),
+            "nothing": torch.zeros(0),
+            "nothing_else": torch.zeros(0),
+            "few": torch.eye(50).to_sparse(),
+            "rows": torch.eye(50).to_sparse_csr(),
+            "eighths": torch.quantize_per_tensor(torch.rand(40), 0.1, 3, torch.quint8),
+            "elsewhere": torch.zeros(70, device="meta"),
+        }
+        for name, buffer in kinds.items():
+            self.register_buffer(name, buffer)
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"made": "by hand"}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*")
+def test_lengths_are_those_of_torch_whatever_is_held() -> None:
+    file = io.BytesIO()
+    torch.save(Held().state_dict(), file)
+    assert _serialized_bytes(Held()) == len(file.getvalue())
+
+
+def test_no_weight_is_read_for_its_length() -> None:
+    """A blank has memory of its own, the same for all that shared it."""
+    one, blanks = torch.zeros(64), dict[int, torch.Tensor]()
+    first, second = (_blank(x, blanks) for x in (one[:32], one[32:]))
+    assert first.untyped_storage().data_ptr() != one.untyped_storage().data_ptr()
+    assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    assert second.storage_offset() == 32
+    assert list(blanks) == [one.untyped_storage()._cdata]

@@ -80,25 +80,39 @@ def test_machines_that_are_not_here_get_the_micro_batch_that_fits_each() -> None
     assert int(small) < int(large)
 
 
-def test_what_was_chosen_keeps_the_micro_batch_of_the_whole_study() -> None:
+H100 = CARD._replace(product="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30)
+
+
+def test_what_was_chosen_keeps_the_micro_batch_of_the_whole_study(tmp_path: Path) -> None:
     """MLA is hungrier than the rest: without it more would fit, and no run would do that."""
     whole = load_suite("attention", ("model.preset=1.5B-h16",))
     chosen = whole.only("train-4096-*-mqa")
 
-    def size(of: Suite | None) -> str:
+    def sizes(of: Suite | None) -> list[str]:
         console = Console(width=200, record=True, file=io.StringIO())
         forecast.plan_on_command(console, chosen, ["h100-80gb"], of)
-        return str(re.findall(r"fits, micro_batch (\d+)", console.export_text())[0])
+        forecast.plan_command(console, chosen, tmp_path, H100, of)
+        return re.findall(r"fits, micro_batch (\d+)", console.export_text())
 
-    assert [size(None), size(whole)] == ["4", "2"]
+    assert [sizes(None), sizes(whole)] == [["4", "4"], ["2", "2"]]
+
+
+def test_a_name_that_is_shown_is_one_that_only_takes(tmp_path: Path) -> None:
+    whole = pin_suite(load_suite("quickstart", ()))
+    console = Console(width=200, record=True, file=io.StringIO())
+    forecast.plan_command(console, whole.only("pretrain-*"), tmp_path, CARD, whole)
+    assert "pretrain-mha" in console.export_text()
 
 
 @pytest.mark.parametrize("where", [["--on", "h100-80gb"], []])
-def test_the_command_shows_what_run_would_choose(where: list[str], tmp_path: Path) -> None:
+def test_the_command_shows_what_run_would_choose(
+    where: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efficientllm.machine.choose_gpu", lambda _: H100)
     words = ["plan", "attention", "model.preset=1.5B-h16", "--only", "train-4096-*-mqa"]
     words += [*where, "--store", str(tmp_path / "store")]
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert "train-4096-8-mqa" in shown.output
     assert "mha" not in shown.output
-    assert not where or "fits, micro_batch 2" in shown.output
+    assert "fits, micro_batch 2" in shown.output

@@ -55,7 +55,7 @@ class _Counter(io.RawIOBase):
 
 
 def _serialized_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the state as torch writes it: quantized weights with scales and zero points."""
+    """Bytes of the state as torch writes it from a host; quantized weights with their scales."""
     counter, blanks = _Counter(), dict[int, Tensor]()
     state = model.state_dict()
     state.update({name: _blank(held, blanks) for name, held in state.items()})
@@ -69,15 +69,18 @@ def _serialized_bytes(model: torch.nn.Module) -> int:
 
 
 def _blank(held: Any, blanks: dict[int, Tensor]) -> Any:
-    """A plain tensor as one of the host that nothing was written into.
+    """A plain tensor as one of the host that nothing was written into; others as they are.
 
     Only lengths count, and copying gigabytes off a GPU takes seconds of every trial. What
-    shares memory still does, since a file holds it once.
+    shares memory still does (by torch's own key for it), since a file holds it once.
     """
-    if type(held) is not Tensor:
+    if type(held) is not Tensor or held.layout is not torch.strided or held.is_meta:
+        return held
+    if held.is_quantized or held.is_nested:
         return held
     storage = held.untyped_storage()
-    if storage.data_ptr() not in blanks:
-        blanks[storage.data_ptr()] = torch.empty(storage.nbytes(), dtype=torch.uint8)
-    blank, view = blanks[storage.data_ptr()].untyped_storage(), torch.empty(0, dtype=held.dtype)
-    return view.set_(blank, held.storage_offset(), held.shape, held.stride())
+    if storage._cdata not in blanks:
+        blanks[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu")
+    view = torch.empty(0, dtype=held.dtype, device="cpu")
+    shared = blanks[storage._cdata].untyped_storage()
+    return view.set_(shared, held.storage_offset(), held.shape, held.stride())

@@ -66,7 +66,7 @@ def plan_command(
         for i, point in enumerate(case.points):
             size, fits = _memory(case, shape, point, float(here.device_memory_bytes), rows)
             once = (_per_parameter(case, shape), duration.minutes(seconds), state) if i == 0 else ()
-            table.add_row(_short(case, suite), str(point), size or "unknown", fits, *once)
+            table.add_row(_short(case, whole or suite), str(point), size or "unknown", fits, *once)
     console.print(
         f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}; GiB is"
         " the predicted peak"
@@ -121,7 +121,9 @@ def plan_on_command(
         for point in case.points:
             machines = zip(available, rows, strict=True)
             found = [_memory(case, shape, point, *each) for each in machines]
-            table.add_row(_short(case, suite), str(point), *(f"{gib:>6} {f}" for gib, f in found))
+            table.add_row(
+                _short(case, whole or suite), str(point), *(f"{gib:>6} {f}" for gib, f in found)
+            )
     console.print(table)
     console.print("Time and kWh: run plan on the machine itself.")
 

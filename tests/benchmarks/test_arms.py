@@ -7,11 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 SLOW = """
 import os, sys, time
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, {benchmarks!r})
 import arms
@@ -43,16 +47,27 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_who_is_told_to_stop_takes_the_arm_along(tmp_path: Path) -> None:
-    """What `timeout` does to a comparison; an arm left behind would keep the card."""
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        if not alive(pid):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_who_is_told_to_stop_takes_the_arm_along(sign: signal.Signals, tmp_path: Path) -> None:
+    """`timeout`, a lost connection, a kill: an arm left behind would keep the card."""
     told, script = tmp_path / "pid", tmp_path / "slow.py"
     script.write_text(SLOW.format(benchmarks=str(BENCHMARKS), told=str(told)))
     command = [sys.executable, str(script), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, start_new_session=True)
+    arm = waited_for(told)
     try:
-        arm = waited_for(told)
-        process.terminate()
-        assert process.wait(30) == 128 + signal.SIGTERM
-        assert not alive(arm)
+        process.send_signal(sign)
+        assert process.wait(30) == (-sign if sign == signal.SIGKILL else 128 + sign)
+        assert gone(arm)
     finally:
         process.kill()
+        if alive(arm):
+            os.kill(arm, signal.SIGKILL)

@@ -67,6 +67,8 @@ def turned(found: set[tuple[int, int]]) -> set[tuple[int, int]]:
 @pytest.mark.parametrize(("nearest", "window"), BANDS)
 def test_the_tiles_are_those_of_every_pair(length: int, nearest: int, window: int | None) -> None:
     ours, theirs = band(length, nearest, window, CPU), of_torch(length, nearest, window)
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    assert ours.seq_lengths == theirs.seq_lengths
     full = pairs(ours.full_kv_num_blocks, ours.full_kv_indices)
     part = pairs(ours.kv_num_blocks, ours.kv_indices)
     assert full == pairs(theirs.full_kv_num_blocks, theirs.full_kv_indices)
@@ -79,16 +81,26 @@ def test_the_tiles_are_those_of_every_pair(length: int, nearest: int, window: in
     assert turned(pairs(ours.full_q_num_blocks, ours.full_q_indices)) == full
 
 
-@pytest.mark.parametrize(("nearest", "window"), [(0, None), (0, 200), (0, 1), (128, 400)])
-@pytest.mark.parametrize("length", [384, 500])
-def test_attention_under_both_masks_is_the_same(
-    length: int, nearest: int, window: int | None
-) -> None:
+def test_compiled_attention_goes_by_the_tiles() -> None:
+    """Without a compiler FlexAttention looks at tokens only; compiled it walks the lists."""
+
+    def near_and_far(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        masks = (band(q.shape[2], 0, 200, q.device), band(q.shape[2], 128, 400, q.device))
+        near, far = (flex_attention(q, k, v, block_mask=mask) for mask in masks)
+        assert isinstance(near, Tensor)
+        assert isinstance(far, Tensor)
+        return near, far
+
+    compiled = torch.compile(near_and_far, fullgraph=True, dynamic=True)
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 1, 2, length, 16)
-    ours = flex_attention(q, k, v, block_mask=band(length, nearest, window, CPU))
-    theirs = flex_attention(q, k, v, block_mask=of_torch(length, nearest, window))
-    torch.testing.assert_close(ours, theirs)
+    for length in (384, 500, 1000):
+        q, k, v = torch.randn(3, 1, 2, length, 16)
+        index = torch.arange(length)
+        back = index[:, None] - index
+        for out, low, high in zip(compiled(q, k, v), (0, 128), (200, 400), strict=True):
+            scores = (q @ k.mT / 4).masked_fill((back < low) | (back >= high), -torch.inf)
+            # Far of all there is: such a query sees nothing, and gets nothing.
+            torch.testing.assert_close(out, scores.softmax(-1).nan_to_num(0) @ v)
 
 
 def test_a_compiled_layer_holds_no_pair_of_tokens() -> None:

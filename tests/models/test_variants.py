@@ -12,7 +12,7 @@ from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.catalog.shape import Shape
 from efficientllm.cost import cache_bytes
 from efficientllm.device import tensor_bytes
-from efficientllm.models.attend import attend, attend_masked
+from efficientllm.models.attend import _attend_flex, attend, attend_masked
 from efficientllm.models.checkpoint import build_model, save_checkpoint
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.encoding import alibi_slopes
@@ -138,6 +138,25 @@ def test_a_window_and_slopes_are_what_they_are_defined_as() -> None:
         weights = by_definition(q[0, head], k[0, head], 4, float(slopes[head]))
         expected = weights @ v[0, head]
         torch.testing.assert_close(found[0, head], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [100, 128, 300, 500])
+@pytest.mark.parametrize("window", [None, 1, 60, 128, 129, 200, 256])
+def test_what_a_gpu_is_told_of_windows_and_biases_is_the_reference(
+    length: int, window: int | None
+) -> None:
+    """Without a compiler FlexAttention runs on a CPU too; which tiles it walks is test_band's."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 4, length, 16, generator=generator)
+    k, v = (torch.randn(1, 2, length, 16, generator=generator) for _ in "kv")
+    told = (
+        Positions(),
+        Positions(slopes=torch.rand(4, generator=generator)),
+        Positions(bias=torch.randn(4, 129, generator=generator)),
+    )
+    for positions in told:
+        found = _attend_flex(q, k, v, positions, window)
+        torch.testing.assert_close(found, attend_masked(q, k, v, positions, window))
 
 
 def test_the_masked_reference_without_window_or_bias_is_plain_attention() -> None:

@@ -148,9 +148,10 @@ def _attend_learned_bias(
         place = j - (i // side - 1) * side
         return score + table[h, i % side, place.clamp(0, 2 * side - 1)]
 
-    close = min(side, window or side)
-    out, lse = _flex(q, k, v, band(length, 0, close, q.device), biased, SMALL_TILES)
-    if length <= close or close != side:
+    out, lse = _flex(
+        q, k, v, band(length, 0, min(side, window or side), q.device), biased, SMALL_TILES
+    )
+    if length <= side or (window is not None and window <= side):  # nothing lies beyond
         return out
     far, far_lse = _flex(q, k, v, band(length, side, window, q.device))
     share = (far_lse - lse).sigmoid().unsqueeze(-1).to(out.dtype)
