@@ -14,7 +14,8 @@ from efficientllm.analysis.table import rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report.answer import largest, study_headline
-from efficientllm.report.charts import PALETTE
+from efficientllm.report.charts import PALETTE, latency_energy, memory_split
+from efficientllm.report.columns import told_apart
 from efficientllm.report.contexts import Family, _told, cost_charts, families
 from efficientllm.report.export import export
 from efficientllm.report.headline import headline
@@ -518,6 +519,25 @@ def test_cases_of_one_name_and_two_sizes_are_told_apart() -> None:
     assert "<td>1.5B-h16</td>" in html
     one = export(table[:1], "md").decode()
     assert "| case | point | n |" in one
+    assert told_apart(table) == ["train-4096-gqa 0.5B-h16", "train-4096-gqa 1.5B-h16"]
+    assert told_apart(table[:1]) == ["train-4096-gqa"]
+    memory = memory_split(table)
+    for preset in ("0.5B-h16", "1.5B-h16"):
+        assert f"train-4096-gqa {preset} b8 c4096" in memory.svg, "bars of two would be one bar"
+
+
+def test_colours_that_repeat_are_said_to() -> None:
+    many = [made.pretrain(a, n) for a in made.VARIANTS for n in (4096, 16384)]
+    repeat = "More cases than colours: colours repeat."
+    assert repeat in latency_energy(rows(many)).notes
+    assert repeat not in latency_energy(rows(many[:10])).notes
+
+
+def test_one_case_under_two_softwares_has_two_labels() -> None:
+    old, new = made.generate("mha"), made.generate("mha", 1, env_id="0" * 64)
+    labels = told_apart(rows([old, new]))
+    assert len(set(labels)) == 2
+    assert all(text.startswith("decode-mha") for text in labels)
 
 
 def test_the_formula_behind_the_cache_chart_is_the_measured_size() -> None:

@@ -15,7 +15,7 @@ from efficientllm.analysis.crossover import order
 from efficientllm.analysis.differences import differences, surely_better
 from efficientllm.analysis.pareto import front, sure_front
 from efficientllm.analysis.table import Row
-from efficientllm.report.columns import label
+from efficientllm.report.columns import told_apart
 
 PALETTE = [
     *("#3b7dd8", "#e07b39", "#3f9c6d", "#b5519d", "#c9a227"),
@@ -56,8 +56,8 @@ def memory_split(rows: list[Row]) -> Chart:
     """Stacked bars of what lies in memory, in the table's order."""
     title = "Where the memory goes"
     parts: list[dict[str, Any]] = [
-        {"row": _name(row), "part": name, "gib": cell.interval.value, "order": order}
-        for row in rows
+        {"row": f"{text} {row.point}", "part": name, "gib": cell.interval.value, "order": order}
+        for text, row in zip(told_apart(rows), rows, strict=True)
         for order, (key, name) in enumerate(PARTS)
         if (cell := row.cell(key)).interval is not None and cell.interval.value > 0
     ]
@@ -90,10 +90,10 @@ def latency_energy(rows: list[Row]) -> Chart:
     """Seconds per token against joules per token."""
     title = "Time against energy, per token"
     values = []
-    for row in rows:
+    for text, row in zip(told_apart(rows), rows, strict=True):
         joules, seconds = row.cell("j_per_token"), _seconds_per_token(row)
         if joules.interval is not None and seconds is not None:
-            values.append(_dot(row, seconds * 1e3, joules.interval.value))
+            values.append(_dot(text, row.point, seconds * 1e3, joules.interval.value))
     if not values:
         reasons = {row.cell("j_per_token").reason for row in rows} - {""}
         return Chart(title, "", f"no energy: {min(reasons)}" if reasons else "no row has energy")
@@ -105,10 +105,10 @@ def quality_cost(rows: list[Row]) -> Chart:
     title = "Quality against time (ringed: nothing is better on both)"
     values: list[dict[str, Any]] = []
     alike: dict[tuple[str, str], list[tuple[Row, dict[str, Any]]]] = {}
-    for row in rows:
+    for name, row in zip(told_apart(rows), rows, strict=True):
         bits, seconds = row.cell("bits_per_byte").interval, _seconds_per_token(row)
         if bits is not None and seconds is not None and row.ranked and not row.cost_only:
-            values.append(_dot(row, seconds * 1e3, bits.value))
+            values.append(_dot(name, row.point, seconds * 1e3, bits.value))
             text = row.record.scores.text_sha256 if row.record.scores else ""
             alike.setdefault((text, row.point), []).append((row, values[-1]))
     if not values:
@@ -141,8 +141,8 @@ def _seconds_per_token(row: Row) -> float | None:
     return 1 / interval.value if interval is not None and interval.value > 0 else None
 
 
-def _dot(row: Row, x: float, y: float) -> dict[str, Any]:
-    return {"row": label(row), "point": row.point, "x": x, "y": y}
+def _dot(name: str, point: str, x: float, y: float) -> dict[str, Any]:
+    return {"row": name, "point": point, "x": x, "y": y}
 
 
 def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
@@ -165,7 +165,8 @@ def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
         )
         return alt.layer(dots, rings).properties(width=340, height=240)
 
-    return drawn(title, draw)
+    many = len({value["row"] for value in values}) > MAX_LINES
+    return drawn(title, draw, ("More cases than colours: colours repeat.",) if many else ())
 
 
 def scale_of(alt: Any, values: list[float], domain: list[float] | None = None) -> Any:
@@ -258,7 +259,3 @@ def _inline(svg: str) -> str:
     return _SIZE.sub(' role="img"', svg, count=1).replace(
         ' xmlns:xlink="http://www.w3.org/1999/xlink"', ""
     )
-
-
-def _name(row: Row) -> str:
-    return f"{label(row)} {row.point}"

@@ -242,3 +242,25 @@ def device(name: str) -> str:
 def label(row: Row) -> str:
     """The row's case name without its stage."""
     return row.name.removeprefix(f"{row.case.stage}-") or row.name
+
+
+def told_apart(rows: list[Row]) -> list[str]:
+    """A label for each row that rows of no other case, machine or software have.
+
+    Longer only where it has to be: by the model's size, then the device, then the digests.
+    """
+    more: tuple[Callable[[Row], str], ...] = (
+        lambda row: size(row.case),
+        lambda row: row.record.machine.device,
+        lambda row: f"{row.record.trial.case_id[:6]}-{row.record.env_id[:6]}",
+    )
+    labels = [label(row) for row in rows]
+    for word in more:
+        owners: dict[str, set[tuple[str, str]]] = {}
+        for text, row in zip(labels, rows, strict=True):
+            owners.setdefault(text, set()).add((row.record.trial.case_id, row.record.env_id))
+        labels = [
+            f"{text} {word(row)}".rstrip() if len(owners[text]) > 1 else text
+            for text, row in zip(labels, rows, strict=True)
+        ]
+    return labels
