@@ -23,20 +23,18 @@ measure() {
   python3 -m efficientllm run "$@" ${TOKENIZER:+model.tokenizer="$TOKENIZER"} \
     --store "$store" --no-page
 }
+study() { measure "$@" ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}"; }
 for part in $parts; do
   case $part in
     doctor) python3 -m efficientllm doctor --store "$store" ;;
     peft) measure peft ${PROMPTS:+data="$PROMPTS"} ;;
     quantization) measure quantization ${TEXT:+data="$TEXT"} ;;
-    attention | position)
-      measure "$part" model.preset="$presets" ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}"
-      ;;
+    attention | position) study "$part" model.preset="$presets" ;;
     claims)
-      measure attention protocol=standard model.preset="$presets" --only 'train-4096-*' \
-        ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}"
+      study attention protocol=standard model.preset="$presets" --only 'train-4096-*'
       ;;
-    small) measure attention-small ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
-    paper) measure attention-paper ${TEXT:+data="$TEXT"} --until "${UNTIL:-12h}" ;;
+    small) study attention-small ;;
+    paper) study attention-paper ;;
     gradients) python3 "$here/gradients.py" --out "$beside/gradients.json" ;;
     speed)
       python3 "$here/pretrain.py" --out "$beside/pretrain"

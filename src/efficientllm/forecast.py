@@ -49,6 +49,7 @@ def plan_command(
 
     `whole` is what the cases were chosen from, where they are not all: `micro_batch: fit` asks it.
     """
+    whole = whole or suite
     store = Store(store_path)
     here, software = machine.describe(gpu), machine.software(gpu)
     shelf = Shelf(store, suite.cases, here, software)
@@ -57,7 +58,7 @@ def plan_command(
     table.add_column("case", overflow="fold")
     for name in ("point", "GiB", "fits", "tokens/param", "time", "trials done"):
         table.add_column(name)
-    rows = micro_batches(whole or suite, here.device_memory_bytes)
+    rows = micro_batches(whole, here.device_memory_bytes)
     for case in suite.cases:
         shape = predict.shape_of(case, suite)
         done = len(shelf.finished(case, suite.protocol))
@@ -66,7 +67,7 @@ def plan_command(
         for i, point in enumerate(case.points):
             size, fits = _memory(case, shape, point, float(here.device_memory_bytes), rows)
             once = (_per_parameter(case, shape), duration.minutes(seconds), state) if i == 0 else ()
-            table.add_row(_short(case, whole or suite), str(point), size or "unknown", fits, *once)
+            table.add_row(_short(case, whole), str(point), size or "unknown", fits, *once)
     console.print(
         f"{escape(suite.name)} on {escape(here.name)}, protocol {suite.protocol.profile}; GiB is"
         " the predicted peak"
@@ -107,6 +108,7 @@ def plan_on_command(
     console: Console, suite: Suite, names: list[str], whole: Suite | None = None
 ) -> None:
     """Predicted memory on machines that are not here."""
+    whole = whole or suite
     peaks = [machine_named(name.strip()) for name in names]
     table = Table(box=None, pad_edge=False)
     table.add_column("predicted peak, GiB", overflow="fold")
@@ -115,15 +117,13 @@ def plan_on_command(
         nominal = " nominal" if peak.nominal else ""
         table.add_column(f"{peak.id} {peak.memory_gib:.1f}{nominal}", overflow="fold")
     available = [peak.memory_gib * GIB for peak in peaks]
-    rows = [micro_batches(whole or suite, bytes_) for bytes_ in available]
+    rows = [micro_batches(whole, bytes_) for bytes_ in available]
     for case in suite.cases:
         shape = predict.shape_of(case, suite)
         for point in case.points:
             machines = zip(available, rows, strict=True)
             found = [_memory(case, shape, point, *each) for each in machines]
-            table.add_row(
-                _short(case, whole or suite), str(point), *(f"{gib:>6} {f}" for gib, f in found)
-            )
+            table.add_row(_short(case, whole), str(point), *(f"{gib:>6} {f}" for gib, f in found))
     console.print(table)
     console.print("Time and kWh: run plan on the machine itself.")
 
