@@ -29,8 +29,15 @@ from efficientllm.models.attend_cached import (
     decoding,
 )
 from efficientllm.models.position import Documents, Positions
-from efficientllm.models.sparse import block_means, sparse_reference
+from efficientllm.models.sparse_cached import (
+    CHOSEN_SPLIT,
+    SparseCache,
+    attend_sparse_cache,
+    attend_sparse_products,
+    sparse_decoding,
+)
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
+from efficientllm.models.sparse_reference import block_means, sparse_reference
 from efficientllm.models.vector import take_vectors
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
@@ -175,6 +182,28 @@ def decoded(
     return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/{kv}, D {d}+{rest}")
 
 
+def decoded_sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
+    """NSA for one new token over a cache of 4,096. It has no gradients."""
+    sizes, slot = Sparse(block=64, selected=16, window=512), torch.tensor([4000], device=device)
+    if sparse_decoding(device, dtype, 16, d, sizes) != CHOSEN_SPLIT:
+        raise Unsupported("these sizes go by products here")
+    wanted = {"q": (2, 16, 1, d), "k": (2, 1, 4096, d), "v": (2, 1, 4096, d), "gates": (2, 1, 48)}
+    inputs = {name: x.detach() for name, x in draw(device, dtype, **wanted).items()}
+    # Rounded once for both, so that both choose the same blocks.
+    inputs |= {f"block_{name}": block_means(inputs[name], sizes) for name in ("k", "v")}
+
+    def by(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend_one(q: Tensor, gates: Tensor, **cached: Tensor) -> Tensor:
+            cache = SparseCache(**{name: x.clone() for name, x in cached.items()})
+            new = (x[:, :, 4000:4001] for x in cache[:2])
+            return way(q, *new, gates, cache, slot, sizes)
+
+        return attend_one
+
+    fast, reference = by(attend_sparse_cache), by(attend_sparse_products)
+    return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/1, D {d}, block 64")
+
+
 def one_row(device: torch.device, dtype: torch.dtype, *, rows: int, columns: int) -> Check:
     """A linear layer with one row, as decoding has it. It has no gradients."""
     layer = nn.Linear(columns, rows, device=device, dtype=dtype).requires_grad_(False)
@@ -234,6 +263,8 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "flex, bias, D 32": partial(flex, adds="bias", d=32),
     "nsa": sparse,
     "nsa, D 64": partial(sparse, d=64),
+    "nsa, decode": decoded_sparse,
+    "nsa, decode, D 64": partial(decoded_sparse, d=64),
     "decode, split, groups of 16": partial(decoded, kv=1),
     "decode, split, groups of 4": partial(decoded, kv=4, d=64),
     "decode, split, each its own": partial(decoded, kv=16, d=64),

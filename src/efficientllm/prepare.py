@@ -21,9 +21,9 @@ from efficientllm.journal import Task
 from efficientllm.matching import residual
 from efficientllm.models.admission import admit
 from efficientllm.models.attend import kernel
-from efficientllm.models.attend_cached import decoding_of
 from efficientllm.models.checkpoint import build_model
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.decoding import decoding_of
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
 from efficientllm.models.vector import take_vectors

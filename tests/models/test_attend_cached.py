@@ -21,6 +21,8 @@ from efficientllm.models.attend_cached import (
     tiles,
 )
 from efficientllm.models.position import Positions
+from tests.models import kernels
+from tests.models.kernels import with_triton
 
 CUDA = torch.device("cuda")
 BF16 = torch.bfloat16
@@ -154,32 +156,49 @@ def test_the_operator_says_the_shapes_of_what_it_gives() -> None:
     assert out.dtype == lse.dtype == torch.float32
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+@pytest.fixture
+def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that are decoded by the kernel on a GPU are so everywhere."""
+    monkeypatch.setattr(attend_cached, "decoding", lambda *_: SPLIT)
+
+
+@with_triton
+@pytest.mark.usefixtures("by_kernel")
 @pytest.mark.parametrize("adds", ["", "bias", "slopes"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(16, 16), (16, 4), (16, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (16, 4), (16, 1)])
 def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: str) -> None:
-    q, k, v = (
-        drawn(3, n, s, 64, seed=n + s).to(CUDA, BF16)
-        for n, s in ((heads, 1), (kv_heads, 900), (kv_heads, 900))
-    )
-    for at in (0, 127, 128, 899, 2000):
+    q = kernels.drawn(1, heads, 1, 64, seed=heads)
+    k, v = (kernels.drawn(1, kv_heads, 300, 64, seed=seed) for seed in (1, 2))
+    for at in (0, 127, 128, 299, 700):
         positions = Positions(
-            slot=torch.tensor([at], device=CUDA),
-            bias=drawn(33, heads, seed=3).to(CUDA).T if adds == "bias" else None,
-            slopes=drawn(heads, seed=4).abs().to(CUDA) if adds == "slopes" else None,
+            slot=torch.tensor([at], device=q.device),
+            bias=drawn(33, heads, seed=3).to(q.device).T if adds == "bias" else None,
+            slopes=drawn(heads, seed=4).abs().to(q.device) if adds == "slopes" else None,
         )
         exact = attend_products(q.float(), k.float(), v.float(), positions, 0.125)
-        error = attend_cache(q, k, v, positions).float() - exact
-        assert error.norm() < 0.01 * exact.norm()
+        kernels.agree(attend_cache(q, k, v, positions), exact)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+@with_triton
+@pytest.mark.usefixtures("by_kernel")
 @pytest.mark.parametrize(("rank", "rest"), [(256, 32), (512, 64)])
 def test_the_kernel_reads_latents_once_for_keys_and_values(rank: int, rest: int) -> None:
     size = rank + rest
-    q, latent = drawn(3, 16, 1, size, seed=0).to(CUDA, BF16), drawn(3, 1, 900, size, seed=1)
-    latent, positions = latent.to(CUDA, BF16), Positions(slot=torch.tensor([700], device=CUDA))
+    q, latent = kernels.drawn(2, 16, 1, size, seed=0), kernels.drawn(2, 1, 300, size, seed=1)
+    positions = Positions(slot=torch.tensor([270], device=q.device))
     low = latent.float()
     exact = attend_products(q.float(), low, low[..., :rank], positions, 0.06)
-    error = attend_latents(q, latent, rank, positions, 0.06).float() - exact
-    assert error.norm() < 0.01 * exact.norm()
+    kernels.agree(attend_latents(q, latent, rank, positions, 0.06), exact)
+
+
+@with_triton
+@pytest.mark.parametrize("parts", [1, 32, 33, 129])
+def test_the_merging_kernel_is_its_formula(parts: int) -> None:
+    from efficientllm.models.merge_kernel import merge
+
+    out, lse = kernels.drawn(2, 2, parts, 4, 16, seed=0), 3 * kernels.drawn(2, 2, parts, 4, seed=1)
+    out, lse = out.float(), lse.float()
+    lse[:, :, 1 + parts // 2 :] = -math.inf  # parts that are still empty
+    share = lse.softmax(dim=2).unsqueeze(-1)
+    found = merge(out, lse, None, (parts,), torch.float32)
+    torch.testing.assert_close(found, (out * share).sum(2), rtol=1e-5, atol=1e-5)

@@ -9,10 +9,12 @@ import torch
 
 from efficientllm.catalog.shape import Sparse
 from efficientllm.cost import attended_pairs, cache_bytes
-from efficientllm.models import sparse
+from efficientllm.models import sparse_reference as reference
 from efficientllm.models.attend import attend
 from efficientllm.models.position import Documents, Positions
-from efficientllm.models.sparse import SparseAttention, SparseCache, block_means, sparse_reference
+from efficientllm.models.sparse import SparseAttention
+from efficientllm.models.sparse_cached import SparseCache
+from efficientllm.models.sparse_reference import block_means, sparse_reference
 from efficientllm.parameters import parameters
 from efficientllm.record import Unsupported
 from tests import tiny
@@ -67,7 +69,7 @@ def by_formula(t: int, sizes: Sparse) -> tuple[int, int, int]:
 def test_the_reference_is_its_definition_and_reads_as_many_keys_as_are_counted(
     length: int, selected: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sparse, "QUERIES", rows)
+    monkeypatch.setattr(reference, "QUERIES", rows)
     sizes = SIZES.model_copy(update={"selected": selected})
     q, k, v = inputs(4, 2, length)
     found_compressed, found_selected = sparse_reference(q, k, v, sizes)

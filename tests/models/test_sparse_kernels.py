@@ -12,10 +12,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from efficientllm.catalog.shape import Sparse
-from efficientllm.models import sparse, sparse_kernels
+from efficientllm.models import sparse_kernels
 from efficientllm.models.attend import kernel
-from efficientllm.models.sparse import block_means, sparse_reference
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
+from efficientllm.models.sparse_reference import (
+    block_means,
+    chosen_blocks,
+    masked,
+    sparse_reference,
+)
 from efficientllm.record import Unsupported
 from tests import tiny
 
@@ -95,7 +100,7 @@ def flat(x: Tensor) -> Tensor:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     keys, values = k.transpose(1, 2), v.transpose(1, 2)
-    out, _ = sparse._masked(grouped(q, k.shape[2]), keys, values, seen)
+    out, _ = masked(grouped(q, k.shape[2]), keys, values, seen)
     return flat(out), q.new_zeros(q.shape[:3]).float()
 
 
@@ -104,7 +109,7 @@ def backward(q: Tensor, k: Tensor, v: Tensor, do: Tensor, seen: Tensor) -> tuple
     heads, scale = k.shape[2], q.shape[-1] ** -0.5
     keys, values = k.transpose(1, 2), v.transpose(1, 2)
     query, down = grouped(q, heads), grouped(do, heads)
-    _, weights = sparse._masked(query, keys, values, seen)
+    _, weights = masked(query, keys, values, seen)
     slope = down @ values.unsqueeze(2).transpose(-1, -2)
     slope = weights * (slope - (slope * weights).sum(-1, keepdim=True)) * scale
     dk, dv = slope.transpose(-1, -2) @ query, weights.transpose(-1, -2) @ down
@@ -114,8 +119,8 @@ def backward(q: Tensor, k: Tensor, v: Tensor, do: Tensor, seen: Tensor) -> tuple
 
 def topk(q: Tensor, k: Tensor, **_: Any) -> Tensor:
     keys, own = k.transpose(1, 2), torch.arange(q.shape[1])[:, None] // SMALL.block
-    _, weights = sparse._masked(grouped(q, k.shape[2]), keys, keys, behind(q, k))
-    chosen = sparse._chosen(weights.sum(2), own, SMALL)
+    _, weights = masked(grouped(q, k.shape[2]), keys, keys, behind(q, k))
+    chosen = chosen_blocks(weights.sum(2), own, SMALL)
     return chosen.transpose(1, 2).to(torch.int32).contiguous()
 
 

@@ -14,6 +14,7 @@ from efficientllm.models import vector
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.vector import VectorLinear, fits, take_vectors
 from tests import tiny
+from tests.models.kernels import agree, drawn, with_triton
 
 
 @pytest.fixture
@@ -81,12 +82,13 @@ def test_the_operator_says_the_shape_of_what_it_gives() -> None:
         assert vector._multiply(x, weight, None).dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
-@pytest.mark.parametrize("size", [(896, 4864), (9728, 896), (7, 100), (4096, 14_336)])
-def test_the_kernel_multiplies(size: tuple[int, int]) -> None:
-    out, inner = size
-    layer = nn.Linear(inner, out, device="cuda", dtype=torch.bfloat16)
-    x = torch.randn(1, 1, inner, device="cuda", dtype=torch.bfloat16)
-    assert take_vectors(layer) == 1
-    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
-    assert (layer(x).double() - exact).norm() < 0.005 * exact.norm()
+@with_triton
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("size", [(96, 1100), (7, 100), (33, 2048)])
+def test_the_kernel_multiplies(size: tuple[int, int], biased: bool) -> None:
+    from efficientllm.models.vector_kernel import multiply
+
+    (rows, columns), x = size, drawn(1, 1, size[1], seed=0)
+    weight, bias = drawn(rows, columns, seed=1), drawn(rows, seed=2) if biased else None
+    exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    agree(multiply(x, weight, bias), exact)

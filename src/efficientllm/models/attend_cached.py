@@ -17,12 +17,11 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from efficientllm.catalog.shape import Shape
 from efficientllm.device import in_half_on_gpu
 from efficientllm.models.position import Positions, distances
 
-PRODUCTS, SPLIT, CHOSEN = "two products", "split", "chosen blocks"
-"""What the record calls the two ways, and native sparse attention's own."""
+PRODUCTS, SPLIT = "two products", "split"
+"""What the record calls the two ways."""
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 """Whether kernels of ours can be built."""
@@ -100,20 +99,6 @@ def tiles(group: int, size: int, width: int, read: int) -> tuple[int, int] | Non
     return None
 
 
-def decoding_of(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
-    """What the record calls the attention of one new token; a user's own by its name."""
-    if shape.custom:
-        return shape.custom
-    if shape.sparse is not None:
-        return CHOSEN
-    if shape.latent is not None:
-        sizes = shape.latent
-        rank, rest = sizes.kv_rank, sizes.qk_rope_dim
-        return decoding(device, dtype, shape.heads, rank, rank, rest)
-    group = shape.heads // shape.kv_heads
-    return decoding(device, dtype, group, shape.head_dim, shape.head_dim)
-
-
 def attend_products(q: Tensor, k: Tensor, v: Tensor, positions: Positions, scale: float) -> Tensor:
     """By two products per key/value head, so that grouped heads read their shared cache once."""
     assert positions.slot is not None
@@ -149,8 +134,7 @@ def _attend_split(
     out, lse = _parts(
         grouped, k, v, positions.slot, positions.bias, positions.slopes, chunk, width, scale
     )
-    share = lse.softmax(dim=2).unsqueeze(-1)
-    return (out * share).sum(2).to(q.dtype).reshape(batch, heads, 1, width)
+    return _together(out, lse, q.dtype).reshape(batch, heads, 1, width)
 
 
 def chunk_of(pairs: int, slots: int) -> int:
@@ -192,3 +176,21 @@ def _(
     size = (q.shape[0], q.shape[1], -(-k.shape[2] // chunk), q.shape[2])
     out = q.new_empty((*size, width), dtype=torch.float32)
     return out, q.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.custom_op("efficientllm::merge_parts", mutates_args=())
+def _together(out: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
+    """Parts [B, K, P, G, E] weighted by their log-sum-exps [B, K, P, G]: [B, K, G, E].
+
+    A kernel on a GPU: a compiler's own takes 14 microseconds more for 129 parts than for 33.
+    """
+    if not out.is_cuda:
+        return (out * lse.softmax(dim=2).unsqueeze(-1)).sum(2).to(dtype)
+    from efficientllm.models.merge_kernel import merge
+
+    return merge(out, lse, None, (out.shape[2],), dtype)
+
+
+@_together.register_fake
+def _(out: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
+    return out.new_empty((*out.shape[:2], *out.shape[3:]), dtype=dtype)

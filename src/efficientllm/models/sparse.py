@@ -32,8 +32,6 @@ G = H / K, D head size, C hidden size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -42,20 +40,10 @@ from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend
 from efficientllm.models.attention import Attention
 from efficientllm.models.position import Positions, rotate
+from efficientllm.models.sparse_cached import SparseCache, attend_sparse_cache, gated
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
+from efficientllm.models.sparse_reference import block_means, sparse_reference
 from efficientllm.record import Unsupported
-
-QUERIES = 512
-"""Queries that the reference goes through at once."""
-
-
-class SparseCache(NamedTuple):
-    """k and v [B, K, S, D], and the means of whole blocks, [B, K, N, D]."""
-
-    k: Tensor
-    v: Tensor
-    block_k: Tensor
-    block_v: Tensor
 
 
 class SparseAttention(Attention):
@@ -86,16 +74,14 @@ class SparseAttention(Attention):
             )
         q, k, v = self._project(x)
         q, k = rotate(q, positions), rotate(k, positions)
-        gates = self.g_proj(x).sigmoid().unflatten(-1, (3, self.heads)).permute(2, 0, 3, 1)
+        gates = self.g_proj(x)
         if cache is not None and positions.slot is not None:
-            branches = self._decode(q, k, v, cache, positions.slot)
+            out = attend_sparse_cache(q, k, v, gates, cache, positions.slot, self.sizes)
         else:
             if cache is not None:
                 self._fill(cache, k, v)
-            compressed, selected = self._blocks(q, k, v)
-            branches = (compressed, selected, attend(q, k, v, window=self.sizes.window))
-        out = sum(g.unsqueeze(-1) * b for g, b in zip(gates, branches, strict=True))
-        assert isinstance(out, Tensor)
+            window = attend(q, k, v, window=self.sizes.window)
+            out = gated(gates, (*self._blocks(q, k, v), window))
         return self.o_proj(out.to(x.dtype).transpose(1, 2).flatten(2))
 
     def new_cache(  # type: ignore[override]
@@ -121,116 +107,3 @@ class SparseAttention(Attention):
         cache.v[:, :, : v.shape[2]].copy_(v)
         cache.block_k[:, :, :whole].copy_(block_means(k, self.sizes)[:, :, :whole])
         cache.block_v[:, :, :whole].copy_(block_means(v, self.sizes)[:, :, :whole])
-
-    def _decode(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: SparseCache, slot: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One new token [B, H, 1, D]: reads means of blocks, chosen blocks and the window only."""
-        block, slots = self.sizes.block, cache.k.shape[2]
-        cache.k.index_copy_(2, slot, k)
-        cache.v.index_copy_(2, slot, v)
-        own = slot // block
-        # The mean of an unfinished block is wrong until its last token: it is not looked at.
-        inside = (own * block + torch.arange(block, device=slot.device)).clamp(max=slots - 1)
-        cache.block_k.index_copy_(2, own, cache.k.index_select(2, inside).mean(2, keepdim=True))
-        cache.block_v.index_copy_(2, own, cache.v.index_select(2, inside).mean(2, keepdim=True))
-        q = q.unflatten(1, (self.kv_heads, -1)).squeeze(3)
-        compressed, shares = _compressed(q, cache.block_k, cache.block_v, (slot + 1) // block)
-        chosen = _chosen(shares, own, self.sizes)
-        within = (chosen * block).unsqueeze(-1) + torch.arange(block, device=slot.device)
-        selected = _read(q, cache, within.flatten(-2), slot)
-        near = slot - torch.arange(min(self.sizes.window, slots), device=slot.device)
-        window = _read(q, cache, near.expand(*q.shape[:2], -1), slot)
-        return tuple(b.flatten(1, 2).unsqueeze(2) for b in (compressed, selected, window))  # type: ignore[return-value]
-
-
-def block_means(x: Tensor, sizes: Sparse) -> Tensor:
-    """Means over blocks, [B, K, T, D] -> [B, K, ceil(T / block), D]; a last part by zeros.
-
-    That of an unfinished block belongs to no query; the kernels want it to be there.
-    """
-    missing = -x.shape[2] % sizes.block
-    if missing:
-        x = nn.functional.pad(x, (0, 0, 0, missing))
-    return x.unflatten(2, (-1, sizes.block)).mean(3)
-
-
-def _compressed(q: Tensor, k: Tensor, v: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of one token a row to the first `whole` [1] blocks, and each block's share.
-
-    q [B, K, G, D], k and v [B, K, N, D] -> [B, K, G, D], and [B, K, N] summed over G.
-    """
-    seen = torch.arange(k.shape[2], device=k.device) < whole
-    weights = _scores(q, k).masked_fill(~seen, float("-inf")).softmax(dim=-1)
-    weights = weights.masked_fill(~seen, 0.0)  # before the first whole block there is nothing
-    return weights.to(v.dtype) @ v, weights.sum(2)
-
-
-def _chosen(shares: Tensor, own: Tensor, sizes: Sparse) -> Tensor:
-    """Which blocks are read whole: [..., N] shares -> [..., min(selected, N)] block numbers.
-
-    The three that are always read rank above every share, the query's own first: without it
-    a query might see nothing of its neighbours. Blocks after `own` are never better than any
-    other; that they are not seen is the reader's affair.
-    """
-    number = torch.arange(shares.shape[-1], device=shares.device)
-    shares = shares.masked_fill(number > own, -1.0).masked_fill(number == 0, 1e30)
-    shares = shares.masked_fill(number == own - 1, 2e30).masked_fill(number == own, 3e30)
-    return shares.topk(min(sizes.selected, shares.shape[-1]), dim=-1).indices
-
-
-def _read(q: Tensor, cache: SparseCache, where: Tensor, slot: Tensor) -> Tensor:
-    """Attention of one token a row to the slots `where` [B, K, n] up to its own: [B, K, G, D]."""
-    seen = (where >= 0) & (where <= slot)
-    index = where.clamp(0, cache.k.shape[2] - 1).unsqueeze(-1).expand(-1, -1, -1, q.shape[-1])
-    k, v = cache.k.gather(2, index), cache.v.gather(2, index)
-    weights = _scores(q, k).masked_fill(~seen.unsqueeze(2), float("-inf")).softmax(dim=-1)
-    return weights.to(v.dtype) @ v
-
-
-def sparse_reference(q: Tensor, k: Tensor, v: Tensor, sizes: Sparse) -> tuple[Tensor, Tensor]:
-    """The compressed and the selected branch of whole rows, every score written out.
-
-    q [B, H, T, D], k and v [B, K, T, D] -> two of [B, H, T, D]. For a CPU and for checking
-    the kernels. Goes through some queries at a time: at once they hold B x H x QUERIES x T
-    scores (a backward pass needs the weights of all).
-    """
-    grouped = q.unflatten(1, (k.shape[1], -1))
-    means = block_means(k, sizes), block_means(v, sizes)
-    parts = [
-        _reference(grouped[..., first : first + QUERIES, :], first, k, v, means, sizes)
-        for first in range(0, q.shape[2], QUERIES)
-    ]
-    compressed, selected = (torch.cat(branch, dim=3) for branch in zip(*parts, strict=True))
-    return compressed.flatten(1, 2), selected.flatten(1, 2)
-
-
-def _reference(
-    q: Tensor, first: int, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor], sizes: Sparse
-) -> tuple[Tensor, Tensor]:
-    """Both branches, [B, K, G, n, D], of the queries q at positions first..first+n."""
-    last, block = first + q.shape[3], sizes.block
-    at = torch.arange(first, last, device=q.device)[:, None]
-    key = torch.arange(last, device=q.device)
-    whole = torch.arange(means[0].shape[2], device=q.device) < (at + 1) // block
-    compressed, weights = _masked(q, *means, whole)
-    shares = weights.sum(2).detach()
-    chosen = _chosen(shares, at // block, sizes)
-    picked = torch.zeros_like(shares, dtype=torch.bool).scatter_(-1, chosen, value=True)
-    seen = picked.repeat_interleave(block, dim=-1)[..., :last] & (key <= at)
-    selected, _ = _masked(q, k[:, :, :last], v[:, :, :last], seen.unsqueeze(2))
-    return compressed, selected
-
-
-def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """q [B, K, G, T, D] over k and v [B, K, n, D] where seen [..., T, n]; output and weights."""
-    nothing = ~seen.any(-1, keepdim=True)
-    scores = _scores(q, k.unsqueeze(2)).masked_fill(~seen & ~nothing, float("-inf"))
-    weights = scores.softmax(dim=-1).masked_fill(nothing, 0.0)
-    return weights.to(v.dtype) @ v.unsqueeze(2), weights
-
-
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Scaled products [..., T, n] of q [..., T, D] and k [..., n, D], in float32 at least."""
-    scores = q @ k.transpose(-1, -2)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32)) * q.shape[-1] ** -0.5

@@ -43,22 +43,53 @@ def attend_parts(
     numbers of the keys. A part is `chunk` slots; the log-sum-exp of one without any filled
     slot is minus infinity.
     """
-    batch, kv_heads, group, size = q.shape
-    slots, parts = k.shape[2], -(-k.shape[2] // chunk)
-    out = torch.empty((batch, kv_heads, parts, group, width), device=q.device, dtype=torch.float32)
-    lse = torch.empty((batch, kv_heads, parts, group), device=q.device, dtype=torch.float32)
+    found = empty_parts(q, -(-k.shape[2] // chunk), width)
+    fill_parts(found, q, k, v, slot, bias, slopes, chunk, scale)
+    return found
+
+
+def empty_parts(q: Tensor, parts: int, width: int) -> tuple[Tensor, Tensor]:
+    """Room for so many parts of q [B, K, G, D]: [B, K, P, G, E] and [B, K, P, G], float32."""
+    size = (*q.shape[:2], parts, q.shape[2])
+    made = [
+        torch.empty(wanted, device=q.device, dtype=torch.float32)
+        for wanted in ((*size, width), size)
+    ]
+    return made[0], made[1]
+
+
+def fill_parts(
+    found: tuple[Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    slot: Tensor,
+    bias: Tensor | None,
+    slopes: Tensor | None,
+    chunk: int,
+    scale: float,
+    *,
+    tokens: int = 1,
+) -> None:
+    """Write the first parts of `found`, which may have room for more, as `attend_parts` says.
+
+    A slot may stand for several `tokens` (the mean of a block): it counts from its last on.
+    """
+    out, lse = found
+    (batch, kv_heads, group, size), width = q.shape, out.shape[-1]
     main = width if v is None else size
     if bias is not None:
         bias = bias.contiguous()  # an encoding may give its transpose
     taken = tiles(group, size, width, size if v is None else size + width)
     assert taken is not None, "asked for by `decoding` only where it fits"
-    _part[(batch * kv_heads, parts)](
+    _part[(batch * kv_heads, -(-k.shape[2] // chunk))](
         *(q.contiguous(), k, v, slot, bias, slopes, out, lse),
         *(k.stride()[:3], (k if v is None else v).stride()[:3]),
-        *(slots, parts, 0 if bias is None else bias.shape[-1], scale),
+        *(k.shape[2], out.shape[2], 0 if bias is None else bias.shape[-1], scale),
         kv_heads=kv_heads,
         group=group,
         rows=rows_of(group),
+        tokens=tokens,
         chunk=chunk,
         block=taken[0],
         main=main,
@@ -89,6 +120,7 @@ def _part(
     kv_heads: tl.constexpr,
     group: tl.constexpr,
     rows: tl.constexpr,
+    tokens: tl.constexpr,
     chunk: tl.constexpr,
     block: tl.constexpr,
     main: tl.constexpr,
@@ -100,13 +132,13 @@ def _part(
     row = tl.arange(0, rows)
     real, head = row < group, which % kv_heads * group + row
     q += (which * group + row[:, None]) * (main + rest)
-    query = _rows(q, real, main)
-    turned = _rows(q + main, real, rest) if rest else 0
+    query = load_rows(q, real, main)
+    turned = load_rows(q + main, real, rest) if rest else 0
     k += which // kv_heads * k_strides[0] + which % kv_heads * k_strides[1]
     if v is not None:
         v += which // kv_heads * v_strides[0] + which % kv_heads * v_strides[1]
     # A ring is filled from its start, and wholly once it has gone round.
-    at = tl.load(slot).to(tl.int32)
+    at = (tl.load(slot).to(tl.int32) + 1) // tokens - 1
     last = tl.minimum(tl.minimum(at + 1, slots), (part + 1) * chunk)
     most = tl.full((rows,), float("-inf"), tl.float32)
     total = tl.zeros((rows,), tl.float32)
@@ -114,25 +146,32 @@ def _part(
     for start in range(part * chunk, last, block):
         index = start + tl.arange(0, block)
         seen, back = index < last, tl.maximum(at - index, 0) % slots
-        keys = _rows(k + index[:, None].to(tl.int64) * k_strides[2], seen, main)
+        keys = load_rows(k + index[:, None].to(tl.int64) * k_strides[2], seen, main)
         scores = tl.dot(query, tl.trans(keys))
         if rest:
             ends = k + main + index[:, None].to(tl.int64) * k_strides[2]
-            scores += tl.dot(turned, tl.trans(_rows(ends, seen, rest)))
+            scores += tl.dot(turned, tl.trans(load_rows(ends, seen, rest)))
         scores = _distant(scores * scale, back, bias, slopes, head, real, distances)
         scores = tl.where(seen[None, :], scores, float("-inf"))
         values = keys
         if v is not None:
-            values = _rows(v + index[:, None].to(tl.int64) * v_strides[2], seen, width)
-        most, total, mixed = _mix(scores, values, most, total, mixed)
-    line = (which * parts + part) * group + row
-    place = line[:, None] * width + tl.arange(0, width)[None, :]
-    tl.store(out + place, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=real[:, None])
-    tl.store(lse + line, most + tl.log(total), mask=real)
+            values = load_rows(v + index[:, None].to(tl.int64) * v_strides[2], seen, width)
+        most, total, mixed = mix(scores, values, most, total, mixed)
+    write_part(out, lse, (which * parts + part) * group + row, real, most, total, mixed)
 
 
 @triton.jit
-def _rows(start, wanted, width: tl.constexpr):
+def write_part(out, lse, line, real, most, total, mixed):
+    """A part's output and log-sum-exp, at a line of each head."""
+    width: tl.constexpr = mixed.shape[1]
+    place = line[:, None] * width + tl.arange(0, width)[None, :]
+    some = tl.where(total == 0.0, 1.0, total)  # of a part without any slot `most` tells enough
+    tl.store(out + place, mixed / some[:, None], mask=real[:, None])
+    tl.store(lse + line, most + tl.log(some), mask=real)
+
+
+@triton.jit
+def load_rows(start, wanted, width: tl.constexpr):
     """As many numbers as `width` from each start [n, 1]; zeros in rows that are not wanted."""
     return tl.load(start + tl.arange(0, width)[None, :], mask=wanted[:, None], other=0.0)
 
@@ -150,7 +189,7 @@ def _distant(scores, back, bias, slopes, head, real, distances):
 
 
 @triton.jit
-def _mix(scores, values, most, total, mixed):
+def mix(scores, values, most, total, mixed):
     """A softmax that goes on: largest score, sum of weights, mixed values, each a row's."""
     higher = tl.maximum(most, tl.max(scores, 1))
     weights, faded = tl.exp(scores - higher[:, None]), tl.exp(most - higher)

@@ -1,0 +1,24 @@
+"""Which kernel attends for one new token: what the record calls it."""
+
+from __future__ import annotations
+
+import torch
+
+from efficientllm.catalog.shape import Shape
+from efficientllm.models.attend_cached import decoding
+from efficientllm.models.sparse_cached import sparse_decoding
+
+
+def decoding_of(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
+    """What the record calls the attention of one new token; a user's own by its name."""
+    if shape.custom:
+        return shape.custom
+    if shape.sparse is not None:
+        group = shape.heads // shape.kv_heads
+        return sparse_decoding(device, dtype, group, shape.head_dim, shape.sparse)
+    if shape.latent is not None:
+        sizes = shape.latent
+        rank, rest = sizes.kv_rank, sizes.qk_rope_dim
+        return decoding(device, dtype, shape.heads, rank, rank, rest)
+    group = shape.heads // shape.kv_heads
+    return decoding(device, dtype, group, shape.head_dim, shape.head_dim)
