@@ -9,13 +9,15 @@ In Triton; imported only where Triton is. Legend: as in `split_kernel.py`.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TOGETHER = 32
-"""Parts that a program reads at once."""
+MOST_TOGETHER, MOST_NUMBERS = 128, 16_384
+"""Parts, and numbers of them, that a program reads at once: one read after another takes long."""
 
 
 def merge(
@@ -28,11 +30,14 @@ def merge(
     """
     batch, kv_heads, parts, group, width = out.shape
     merged = torch.empty((batch, kv_heads, group, width), device=out.device, dtype=dtype)
+    longest = max(end - start for start, end in itertools.pairwise((0, *ends)))
+    together = min(MOST_TOGETHER, MOST_NUMBERS // width, triton.next_power_of_2(longest))
     _merge[(batch * kv_heads, group)](
         *(out, lse, gates, merged, ends, parts, group, kv_heads * group),
         branches=len(ends),
-        together=TOGETHER,
+        together=together,
         width=width,
+        num_warps=8 if together * width >= 8192 else 4,
     )
     return merged
 
@@ -75,8 +80,8 @@ def _merge(
         mixed /= tl.where(total == 0.0, 1.0, total)
         if gates is not None:
             head = which * group + row  # sequence by sequence
-            place = head // heads * (branches * heads) + branch * heads + head % heads
-            mixed *= tl.sigmoid(tl.load(gates + place).to(tl.float32))
+            gate = head // heads * (branches * heads) + branch * heads + head % heads
+            mixed *= tl.sigmoid(tl.load(gates + gate).to(tl.float32))
         result += mixed
         start = ends[branch]
     tl.store(merged + (which * group + row) * width + column, result.to(merged.dtype.element_ty))
