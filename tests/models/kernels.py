@@ -11,7 +11,7 @@ from efficientllm.models.attend_cached import INSTALLED
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPE = torch.bfloat16 if GPU else torch.float32
-TOLERANCE = 0.01 if GPU else 1e-5
+TOLERANCE = 0.02 if GPU else 1e-5
 """Largest error, as a norm, against float32 of the same inputs."""
 
 with_triton = pytest.mark.skipif(not INSTALLED, reason="the kernel needs Triton")

@@ -50,12 +50,8 @@ def attend_parts(
 
 def empty_parts(q: Tensor, parts: int, width: int) -> tuple[Tensor, Tensor]:
     """Room for so many parts of q [B, K, G, D]: [B, K, P, G, E] and [B, K, P, G], float32."""
-    size = (*q.shape[:2], parts, q.shape[2])
-    made = [
-        torch.empty(wanted, device=q.device, dtype=torch.float32)
-        for wanted in ((*size, width), size)
-    ]
-    return made[0], made[1]
+    lse = q.new_empty((*q.shape[:2], parts, q.shape[2]), dtype=torch.float32)
+    return lse.new_empty((*lse.shape, width)), lse
 
 
 def fill_parts(
@@ -98,7 +94,6 @@ def fill_parts(
         num_warps=WARPS,
         num_stages=taken[1],
     )
-    return out, lse
 
 
 @triton.jit
