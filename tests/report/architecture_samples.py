@@ -122,13 +122,14 @@ def pretrain(
     round_: int = 0,
     preset: str = MODEL,
     compute: str = "bf16",
+    position: str = "rope",
     **changes: Any,
 ) -> r.Record:
     """One trial of a training without a budget: 32,768 tokens a step at every length."""
     batch = 32768 // length
     of = samples.pretrain(
-        name=f"train-{length}-{attention}",
-        model=model(attention, preset=preset),
+        name=f"train-{length}-{attention}" + (f"-{position}" if position != "rope" else ""),
+        model=model(attention, position, preset),
         workload={
             "kind": "pretrain",
             "sequence_length": length,

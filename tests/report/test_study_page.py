@@ -14,6 +14,7 @@ from efficientllm.analysis.table import rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report.answer import largest, study_headline
+from efficientllm.report.cells import Cell
 from efficientllm.report.charts import PALETTE, latency_energy, memory_split
 from efficientllm.report.columns import told_apart
 from efficientllm.report.contexts import Family, _told, cost_charts, families
@@ -21,8 +22,8 @@ from efficientllm.report.export import export
 from efficientllm.report.headline import headline
 from efficientllm.report.html import page
 from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent
-from efficientllm.report.matrix import Cell, Matrix, matrix
-from efficientllm.report.section import studies_of
+from efficientllm.report.matrix import Matrix, matrix
+from efficientllm.report.section import rows_of_suite, studies_of
 from efficientllm.results import Results
 from tests import samples
 from tests.report import architecture_samples as made
@@ -183,6 +184,56 @@ def test_the_sentence_hedges_as_long_as_nothing_is_decided() -> None:
     assert head.hedge.startswith("Not decided: 1 of the three pairs")
     nothing = study_headline(costs(1).rows(), "", shown(1), trainings(costs(1)))
     assert nothing.sentence.endswith("what they buy in quality is not measured.")
+
+
+def test_what_is_decided_at_another_point_stands_before_what_is_not() -> None:
+    """Training was repeated at 4,096 tokens only; the matrix shows 16,384."""
+    names = ("mha", "gqa", "nsa")
+    once = [made.pretrain(name, 16384) for name in names]
+    study = studies(rows([*(made.pretrain(n, 4096, i) for i in range(3) for n in names), *once]))[0]
+    head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
+    decided, so_far = head.sentence.removeprefix("Beside mha at 30M-h16: ").split("; ")[:2]
+    assert decided.startswith("nsa trains 1.0")
+    assert decided.endswith("times as fast (length 4,096)")
+    assert so_far == "so far nsa trains 1.17 times as fast (length 16,384)"
+    assert head.hedge.startswith("Not decided where it says so far: 1 of the three pairs")
+
+
+def test_a_study_of_positions_names_the_kernels_and_finds_its_rotary_rows() -> None:
+    """Those were measured once, for the suite of attentions; other work is not taken in."""
+    kernels = {"rope": "cudnn", "alibi": "flex", "none": "cudnn"}
+    at = {
+        name: made.pretrain("gqa", 4096, position=name, resolved={"attention": kernel})
+        for name, kernel in kernels.items()
+    }
+    other_work = made.pretrain("gqa", 16384)
+    elsewhere = at["rope"].model_copy(
+        update={
+            "machine": at["rope"].machine.model_copy(update={"name": "another"}),
+            "env_id": "0" * 64,
+        }
+    )
+    records = [
+        made.in_suite(record, suite, n)
+        for n, (record, suite) in enumerate(
+            [
+                *((x, "attention") for x in (at["rope"], other_work, made.pretrain("mha", 4096))),
+                *((at[name], "position") for name in ("alibi", "none")),
+                (elsewhere, "attention"),
+            ]
+        )
+    ]
+    shown_rows = rows(records)
+    main = rows_of_suite(shown_rows, records[4])
+    assert len(shown_rows) == len(records)
+    assert {id(row.record) for row in main} == {id(records[i]) for i in (0, 3, 4)}
+    found = studies_of(main, shown_rows)
+    assert found is not None
+    positions = found.sections[0].matrix
+    assert positions.study.baseline == "rope"
+    told = {name: cell(positions, "kernel", "training", name).text for name in kernels}
+    assert told == kernels
+    assert not [ask for ask in shown().asks if ask.head == "kernel"]
 
 
 def test_equal_variants_are_said_to_be_equal() -> None:

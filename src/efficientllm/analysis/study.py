@@ -25,7 +25,7 @@ Axis = Literal["attention", "position"]
 AXES: dict[Axis, Spec] = {"attention": GroupedQuery(), "position": RotaryPosition()}
 """The studied parts, each with what a model has that does not name it."""
 
-BASELINES = ("mha",)
+BASELINES = ("mha", "rope")
 """What others are compared with, where a study has it; else its first variant."""
 
 _SIZES = ("layers", "hidden", "heads", "head_dim", "ffn", "vocab")
@@ -107,6 +107,32 @@ def studies(rows: Iterable[Row]) -> list[Study]:
         made = (_study(axis, group) for group in groups.values())
         found += [study for study in made if len(study.variants) > 1]
     return sorted(found, key=lambda s: (-_ran(s), -_compared(s), -_parameters(s)))
+
+
+def belonging(rows: list[Row], others: Iterable[Row]) -> list[Row]:
+    """Rows of other suites that belong into the studies of `rows`.
+
+    What two suites name is measured once, and stands under the suite that ran first: `position`
+    finds its rotary rows among those of `attention`. So does whatever is equal but for the part
+    that a study varies, on equal work at one of its points, on one of its machines.
+    """
+    found = studies(rows)
+    return [row for row in others if any(_belongs(row, study) for study in found)]
+
+
+def _belongs(row: Row, study: Study) -> bool:
+    model, machine = row.case.model, row.record.machine.name
+    if not isinstance(model, Backbone):
+        return False
+    rest = _rest(model, study.axis)
+    return any(
+        isinstance(of.case.model, Backbone)
+        and (of.point, of.record.machine.name) == (row.point, machine)
+        and _rest(of.case.model, study.axis) == rest
+        and not unequal_work(of, row)
+        and not unlike(of, row)
+        for of in study.rows()
+    )
 
 
 def trained(study: Study) -> dict[str, Row]:

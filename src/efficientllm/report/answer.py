@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 from efficientllm.analysis.compare import Line
 from efficientllm.analysis.differences import Trainings
+from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
+from efficientllm.report.cells import Ask, Cell, cell_of
 from efficientllm.report.differing import signed
 from efficientllm.report.headline import Headline, doubts_of, machine_line
-from efficientllm.report.matrix import Ask, Matrix
+from efficientllm.report.matrix import Matrix, elsewhere
 
 
 class Effect(NamedTuple):
@@ -30,15 +32,24 @@ class Effect(NamedTuple):
 def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Trainings) -> Headline:
     """The first screen about one study."""
     study = shown.study
-    effects = [largest(shown, key) for key in _KEYS]
-    pairs = zip(_KEYS, effects, strict=True)
-    clauses = [_told(e) if e is not None else _not_compared(shown, key) for key, e in pairs]
-    clauses = [clause for clause in clauses if clause]
-    clauses.append(_quality(study.baseline, quality))
+    effects: list[Effect] = []
+    clauses: list[str] = []
+    for key in _KEYS:
+        named = _named(shown, key)
+        clauses += [_told(e) for e in named] or [_not_compared(shown, key)]
+        effects += named
+    clauses = [*filter(None, clauses), _quality(study.baseline, quality)]
     sentence = f"Beside {study.baseline} at {study.size}: {'; '.join(clauses)}."
-    open_ = [e for e in effects if e is not None and not e.decided]
-    hedge = f"Not decided: {open_[0].line.why}." if open_ and open_[0].line.why else ""
-    return Headline(question, sentence, hedge, machine_line(rows), (), tuple(doubts_of(rows)))
+    return Headline(
+        question, sentence, _hedge(effects), machine_line(rows), (), tuple(doubts_of(rows))
+    )
+
+
+def _hedge(effects: list[Effect]) -> str:
+    """Why the first effect that is not decided is not; nothing where all are."""
+    why = next((e.line.why for e in effects if not e.decided), "")
+    some = any(e.decided and e.ask.key in _VERBS for e in effects)
+    return f"Not decided{' where it says so far' if some else ''}: {why}." if why else ""
 
 
 _KEYS = ("train_tokens_per_s", "it_tokens_per_s", "kv_bytes_per_token")
@@ -46,17 +57,49 @@ _VERBS = {"train_tokens_per_s": "trains", "it_tokens_per_s": "decodes"}
 _WHAT = dict(zip(_KEYS, ("speed of training", "speed of decode", "the cache"), strict=True))
 
 
+def _named(shown: Matrix, key: str) -> list[Effect]:
+    """What is said of a metric: the largest effect of its columns.
+
+    Before one that is not decided stands the largest that is at another point, if any.
+    """
+    first = largest(shown, key)
+    if first is None:
+        return []
+    sure = _decided_elsewhere(shown.study, first.ask) if not first.decided else None
+    return [first] if sure is None else [sure, first]
+
+
 def largest(shown: Matrix, key: str) -> Effect | None:
     """The largest decided effect in a metric's columns; without one, the largest at all."""
     found = [
-        Effect(name, ask, cell.line, cell.state == "")
+        effect
         for ask in shown.asks
         if ask.key == key
-        for name, cell in shown.column(ask)
-        if cell.line is not None and cell.line.ratio > 0
+        for effect in _effects(ask, shown.column(ask))
     ]
     different = [e for e in found if e.decided and e.line.verdict != "no difference"]
     return max(different or found, key=lambda e: (not e.decided, _size(e)), default=None)
+
+
+def _decided_elsewhere(study: Study, ask: Ask) -> Effect | None:
+    """The largest effect that is decided at a point which the matrix does not show."""
+    none = Trainings("", {}, ())
+    found = [
+        effect
+        for other in elsewhere(study, ask)
+        for effect in _effects(other, [(n, cell_of(study, n, other, none)) for n in study.variants])
+        if effect.decided and effect.line.verdict != "no difference"
+    ]
+    return max(found, key=_size, default=None)
+
+
+def _effects(ask: Ask, cells: list[tuple[str, Cell]]) -> list[Effect]:
+    """Every variant of a column that has a ratio to the baseline."""
+    return [
+        Effect(name, ask, cell.line, cell.state == "")
+        for name, cell in cells
+        if cell.line is not None and cell.line.ratio > 0
+    ]
 
 
 def _not_compared(shown: Matrix, key: str) -> str:

@@ -38,7 +38,7 @@ from efficientllm.report.differing import p_value, signed, verdict
 from efficientllm.report.export import export, public_record
 from efficientllm.report.headline import Headline, headline
 from efficientllm.report.paper_tables import paper_tables
-from efficientllm.report.section import Studies, studies_of
+from efficientllm.report.section import Studies, rows_of_suite, studies_of
 from efficientllm.report.selection import data_line
 from efficientllm.report.text import unit_percentiles
 from efficientllm.spec.suite import builtin_names, load_suite
@@ -115,8 +115,7 @@ def _cases(results: Results) -> list[Record]:
 
 def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str, Any]:
     """What does not change when older rows are left out to keep the page small."""
-    suite = [row for row in shown if row.record.trial.suite == newest.trial.suite]
-    main = [r for r in suite if r.record.machine.name == newest.machine.name] or suite
+    main = rows_of_suite(shown, newest)
     style, script = _asset("page.css"), _asset("page.js")
     found = studies_of(main, shown)
     return {

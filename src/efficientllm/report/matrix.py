@@ -8,44 +8,22 @@ number stands in some row of the tables below, and its cell leads there.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from efficientllm.analysis.compare import Line, Unequal, ratio
 from efficientllm.analysis.differences import Trainings
-from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
-from efficientllm.analysis.work import unlike
 from efficientllm.record import DONE
-from efficientllm.report.columns import Column, column, memory_key, number, small_print
-from efficientllm.report.differing import briefly, signed
-
-State = Literal["", "undecided", "none", "failed"]
-
-
-class Ask(NamedTuple):
-    """A column: a metric at one point of one stage."""
-
-    head: str
-    where: str
-    key: str
-    stage: str
-    point: str
-
-
-class Cell(NamedTuple):
-    """A value with its ratio to the baseline, or `against`, why they have none.
-
-    `title` is the small print.
-    """
-
-    text: str
-    ratio: str = ""
-    title: str = ""
-    state: State = ""
-    row: Row | None = None
-    line: Line | None = None
-    against: str = ""
+from efficientllm.report.cells import (
+    KERNEL,
+    LONGEST,
+    QUALITY,
+    Ask,
+    Cell,
+    cell_of,
+    context_of,
+)
+from efficientllm.report.columns import memory_key
 
 
 class Matrix(NamedTuple):
@@ -61,19 +39,11 @@ class Matrix(NamedTuple):
         return [(name, cells[index]) for name, cells in self.lines]
 
 
-QUALITY = "bits_per_byte"
-LONGEST = "longest"
-_WIDE = 0.2
-"""From this share on both ends of a ratio's interval are shown."""
-_PLAIN = ("total_params",)
-"""Facts that have no better or worse."""
-
-
 def matrix(study: Study, quality: Trainings) -> Matrix:
     """Every variant of a study under every question that any of its rows answers."""
     asks = _asks(study, quality)
     lines = [
-        (name, tuple(_cell(study, name, ask, quality) for ask in asks)) for name in study.variants
+        (name, tuple(cell_of(study, name, ask, quality) for ask in asks)) for name in study.variants
     ]
     return Matrix(study, tuple(asks), tuple(lines))
 
@@ -83,8 +53,7 @@ def _asks(study: Study, quality: Trainings) -> list[Ask]:
     asks = [Ask("parameters", study.size, "total_params", study.stages[0], "")]
     training = _longest(study, "pretrain", None)
     if training is not None:
-        told = f"length {_context(training):,}"
-        asks.append(_ask("training tokens/s", told, "train_tokens_per_s", training))
+        asks.append(_ask("training tokens/s", _where(training), "train_tokens_per_s", training))
     batches = sorted({r.views[0].point.batch for r in study.rows() if r.case.stage == "generate"})
     ends = dict.fromkeys(batches[:1] + batches[-1:])
     decodes = [row for b in ends if (row := _longest(study, "generate", b)) is not None]
@@ -105,7 +74,15 @@ def _asks(study: Study, quality: Trainings) -> list[Ask]:
         told = "training" if row is training else f"decode, {_where(row)}"
         key = _ceiling(study, row)
         asks.append(_ask(_CEILINGS[key], told, key, row))
+        if study.axis == "position":  # what a kernel costs is no cost of the encoding's
+            asks.append(_ask("kernel", told.partition(",")[0], KERNEL, row))
     return asks
+
+
+def elsewhere(study: Study, ask: Ask) -> list[Ask]:
+    """The same question at the other points that the study has."""
+    rows = {r.point: r for r in study.rows() if r.case.stage == ask.stage and r.point != ask.point}
+    return [_ask(ask.head, _where(row), ask.key, row) for row in rows.values()]
 
 
 _CEILINGS = {"roofline_share": "of own ceiling", "mfu": "MFU", "mbu": "MBU"}
@@ -124,11 +101,9 @@ def _ask(head: str, where: str, key: str, row: Row) -> Ask:
 
 
 def _where(row: Row) -> str:
-    return f"batch {row.views[0].point.batch}, {_context(row):,} tokens"
-
-
-def _context(row: Row) -> int:
-    return row.views[0].point.context
+    if row.case.stage == "pretrain":
+        return f"length {context_of(row):,}"
+    return f"batch {row.views[0].point.batch}, {context_of(row):,} tokens"
 
 
 def _longest(study: Study, stage: str, batch: int | None) -> Row | None:
@@ -145,150 +120,10 @@ def _longest(study: Study, stage: str, batch: int | None) -> Row | None:
     ended = {row.point: _ended(study, stage, row.point) for row in rows}
     ran = {p: {n for n, status in found.items() if status == "ok"} for p, found in ended.items()}
     shared = [r for r in rows if study.baseline in ran[r.point] and len(ran[r.point]) > 1]
-    return max(shared or rows, key=lambda r: (len(ended[r.point]), _context(r)), default=None)
+    return max(shared or rows, key=lambda r: (len(ended[r.point]), context_of(r)), default=None)
 
 
 def _ended(study: Study, stage: str, point: str) -> dict[str, str]:
     """How each variant ended at a point; without those that a rerun would go on with."""
     found = {name: study.like_baseline(name, stage, point) for name in study.variants}
     return {name: row.status for name, row in found.items() if row and row.status in DONE}
-
-
-def _cell(study: Study, name: str, ask: Ask, quality: Trainings) -> Cell:
-    if ask.key == QUALITY:
-        return _quality_cell(study, name, quality)
-    if ask.key == LONGEST:
-        return _longest_cell(study, name, ask)
-    if ask.key in _PLAIN:
-        return _plain_cell(study.variants[name], ask.key)
-    base = study.at(study.baseline, ask.stage, ask.point)
-    row = study.like_baseline(name, ask.stage, ask.point)
-    if row is None:
-        return Cell("\u2013", title="no such row", state="none")
-    if row.status != "ok":
-        return Cell(row.status.replace("_", " "), title=row.reason, state="failed", row=row)
-    found = row.cell(ask.key)
-    if found.interval is None:
-        return Cell("\u2013", title=found.reason, state="none", row=row)
-    shown = _shown(study, ask)
-    text, title = _value(found.interval, shown, ask), small_print(found.interval, shown)
-    if found.invalid:
-        return Cell(text, "invalid", title, "undecided", row)
-    if name == study.baseline or base is None or row is base:
-        return Cell(text, "baseline" if name == study.baseline else "", title, row=row)
-    return _beside(Cell(text, "", title, row=row), base, row, ask.key)
-
-
-def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
-    """A cell with its ratio to the baseline, as far as that is decided; or why there is none."""
-    try:
-        line, against = ratio(key, base, row), "; ".join(unlike(base, row))
-    except Unequal as error:
-        line, against = None, str(error)
-    if against:
-        title = f"not compared: {against}; {cell.title}"
-        return cell._replace(ratio="not compared", title=title, state="undecided", against=against)
-    if line is None:
-        return cell._replace(title=f"the baseline has no value; {cell.title}")
-    text, bounds = f"x{_two(line.ratio)}", ""
-    if line.low is not None and line.high is not None and line.why != "counted":
-        text, bounds = _with_bounds(line.ratio, line.low, line.high)
-    ranked = base.ranked and row.ranked
-    undecided = line.verdict == "ambiguous" or not ranked
-    why = line.why if ranked else "a side is never ranked (smoke, or something invalid)"
-    told = f"not decided: {why}" if undecided else line.word
-    title = "; ".join(filter(None, (told, bounds, cell.title)))
-    state: State = "undecided" if undecided else ""
-    return cell._replace(ratio=text, title=title, state=state, line=line)
-
-
-def _with_bounds(value: float, low: float, high: float) -> tuple[str, str]:
-    """`x2.11 ±0.02`, or both ends where they are far apart; and both ends in words."""
-    both, half = f"[{_two(low)}, {_two(high)}]", (high - low) / 2
-    short = f"\u00b1{half:.2f}" if half >= 0.005 else "\u00b1<0.01"
-    if value < 0.1:
-        short = f"\u00b1{half:.1g}"
-    shown = both if half > _WIDE * value else short
-    return f"x{_two(value)} {shown}", f"ratio {low:.4g} to {high:.4g}"
-
-
-def _two(value: float) -> str:
-    """Two decimals, more digits below a tenth."""
-    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-
-
-def _shown(study: Study, ask: Ask) -> Column:
-    """An ask's metric in a unit that suits every variant."""
-    rows = (study.like_baseline(name, ask.stage, ask.point) for name in study.variants)
-    return column(ask.key, [row for row in rows if row is not None])
-
-
-def _value(interval: Interval, shown: Column, ask: Ask) -> str:
-    if shown.metric.unit == "share":
-        return f"{interval.value:.1%}"
-    unit = "" if "/s" in ask.head else f" {shown.unit}"
-    return f"{number(interval.value * shown.factor)}{unit}".strip()
-
-
-def _plain_cell(rows: tuple[Row, ...], key: str) -> Cell:
-    for row in rows:
-        interval = row.cell(key).interval
-        if interval is not None:
-            return Cell(_counted(interval.value), title=f"{interval.value:,.0f}", row=row)
-    return Cell("\u2013", title=rows[0].cell(key).reason, state="none")
-
-
-def _counted(value: float) -> str:
-    """`1.54 B`, `31.5 M`."""
-    for size, unit in ((1e9, " B"), (1e6, " M")):
-        if value >= size:
-            return f"{number(value / size)}{unit}"
-    return f"{value:,.0f}"
-
-
-def _longest_cell(study: Study, name: str, ask: Ask) -> Cell:
-    """The longest context that ran at a batch, and how the next one ended."""
-    points = {r.point for r in study.variants[name] if r.point.startswith(ask.point)}
-    rows = [row for p in points if (row := study.like_baseline(name, ask.stage, p)) is not None]
-    good = max((r for r in rows if r.status == "ok"), key=_context, default=None)
-    ended = [r for r in rows if r.status != "ok" and (good is None or _context(r) > _context(good))]
-    first = min(ended, key=_context, default=None)
-    if first is None:
-        text = f"{_context(good):,}" if good is not None else "\u2013"
-        title = "the longest that was asked for" if good is not None else "no such row"
-        return Cell(text, title=title, state="" if good is not None else "none", row=good)
-    told = f"{_context(first):,} tokens: {first.status.replace('_', ' ')}"
-    text = f"{_context(good):,}" if good is not None else "none"
-    return Cell(text, told.partition(": ")[2], f"{told} {first.reason}".strip(), "failed", first)
-
-
-def _own(study: Study, name: str, quality: Trainings) -> list[Row]:
-    """A variant's trainings in the study that the quality is of; none where it was lent."""
-    known = {id(row) for row in study.rows()}
-    own = any(id(row) in known for row in quality.rows.values())
-    return [r for r in study.variants[name] if own and r.case.stage == "pretrain"]
-
-
-def _quality_cell(study: Study, name: str, quality: Trainings) -> Cell:
-    row = quality.rows.get(name)
-    if row is None and any(r.cell(QUALITY).interval for r in _own(study, name, quality)):
-        reason = "trained, but by another recipe or for another budget than the others"
-        return Cell("not compared", title=reason, state="none")
-    if row is None:
-        reason = "no training of this variant with steps or tokens and held-out text"
-        return Cell("not measured", title=reason, state="none")
-    interval = row.cell(QUALITY).interval
-    assert interval is not None
-    title = small_print(interval, column(QUALITY, [row]))
-    text = f"{interval.value:.4f}"
-    if name == study.baseline:
-        return Cell(text, "baseline", title, row=row)
-    found = quality.against(study.baseline, name)
-    if found is None or found.difference is None:
-        why = found.why if found is not None else "the baseline was not trained"
-        return Cell(text, "", f"not decided: {why}; {title}", "undecided", row)
-    shown = briefly(found)
-    title = f"difference {signed(found)}; {title}"
-    if found.verdict == "undecided":
-        return Cell(text, shown, f"not decided: {found.why}; {title}", "undecided", row)
-    return Cell(text, shown, f"{found.verdict}, {found.seeds} seeds; {title}", row=row)

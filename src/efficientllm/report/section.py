@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from efficientllm.analysis.differences import Difference, Trainings
-from efficientllm.analysis.study import Study, studies, trainings
+from efficientllm.analysis.study import Study, belonging, studies, trainings
 from efficientllm.analysis.sweep import Sweep, learning_rate, sweeps
 from efficientllm.analysis.table import Row
+from efficientllm.record import Record
 from efficientllm.report.charts import Chart
 from efficientllm.report.columns import number, with_half_width
 from efficientllm.report.contexts import cost_charts
@@ -43,6 +44,17 @@ class Studies(NamedTuple):
 
     sections: tuple[Section, ...]
     quality: Trainings
+
+
+def rows_of_suite(shown: list[Row], newest: Record) -> list[Row]:
+    """What the page is about: the newest record's suite on its machine.
+
+    With what another suite measured for its studies.
+    """
+    suite = [row for row in shown if row.record.trial.suite == newest.trial.suite]
+    main = [r for r in suite if r.record.machine.name == newest.machine.name] or suite
+    chosen = {id(row) for row in (*main, *belonging(main, shown))}
+    return [row for row in shown if id(row) in chosen]
 
 
 def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
