@@ -1,0 +1,76 @@
+"""Compiles our kernels for cards that are not here, with the arguments that decoding gives them.
+
+Run as a program of its own, because Triton is told once whether it interprets. What an
+interpreter takes may still have types that no compiler does. Prints a line for each kernel:
+its name, the card's capability and the bytes of shared memory that a program takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from efficientllm.models.merge_kernel import merge
+from efficientllm.models.sparse_split_kernel import attend_sparse
+from efficientllm.models.split_kernel import attend_parts
+from efficientllm.models.vector_kernel import multiply
+
+HALF = {"dtype": torch.bfloat16}
+SLOT = torch.zeros(1, dtype=torch.long)
+
+
+def compiled(kernel: JITFunction[Any], grid: object) -> Callable[..., None]:
+    """Stands where a kernel is launched: compiles it, and tells what it takes."""
+
+    def compile_only(*args: Any, **options: Any) -> None:
+        made = kernel.run(*args, grid=grid, warmup=True, **options)
+        print(kernel.fn.__name__, driver.active.get_current_device(), made.metadata.shared)
+
+    return compile_only
+
+
+def decode(batch: int, kv_heads: int, group: int, size: int) -> None:
+    """One token by every kernel there is, on tensors whose numbers do not matter."""
+    q = torch.empty((batch, kv_heads, group, size), **HALF)
+    k = torch.empty((batch, kv_heads, 640, size), **HALF)
+    bias = torch.empty((kv_heads * group, 33))
+    slopes = torch.empty(kv_heads * group)
+    for chunk, more in ((640, (None, None)), (128, (bias, None)), (128, (None, slopes))):
+        found = attend_parts(q, k, k, SLOT, *more, chunk, size, 0.1)
+        merge(*found, None, (found[0].shape[2],), torch.bfloat16)
+    new, means = k[:, :, 0], torch.empty((batch, kv_heads, 10, size), **HALF)
+    gates = torch.empty((batch, 3 * kv_heads * group), **HALF)
+    attend_sparse(q, new, new, gates, (k, k, means, means), SLOT, 64, 4, 100)
+
+
+def latents(group: int, rank: int, rest: int) -> None:
+    """One token over latents, whose first numbers are the values."""
+    q, latent = (torch.empty((1, 1, n, rank + rest), **HALF) for n in (group, 640))
+    found = attend_parts(q, latent, None, SLOT, None, None, 128, rank, 0.1)
+    merge(*found, None, (found[0].shape[2],), torch.bfloat16)
+
+
+def main() -> None:
+    """Everything, for each card."""
+    JITFunction.__getitem__ = compiled  # type: ignore[method-assign]
+    for capability in (80, 90):
+        card = SimpleNamespace(
+            get_current_target=lambda c=capability: GPUTarget("cuda", c, 32),
+            get_current_device=lambda c=capability: c,
+            get_current_stream=lambda _: 0,
+        )
+        driver.set_active(card)
+        decode(1, 1, 16, 64)
+        decode(2, 4, 4, 128)
+        latents(16, 512, 64)
+        multiply(torch.empty((1, 1, 96), **HALF), torch.empty((7, 96), **HALF), None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Our kernels as a compiler sees them: an interpreter takes what no card would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from efficientllm.models.attend_cached import ROOM
+from tests.models.kernels import with_triton
+
+
+@with_triton
+def test_every_kernel_compiles_for_cards_and_fits_into_their_memory(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("compile_kernels.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    found = subprocess.run(
+        [sys.executable, str(program)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=600,
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    made = [line.split() for line in found.stdout.splitlines()]
+    kernels = {"_part", "_merge", "_keep", "_choose", "_tiles", "_multiply"}
+    assert {(name, card) for name, card, _ in made} == {
+        (name, card) for name in kernels for card in ("80", "90")
+    }
+    assert max(int(shared) for *_, shared in made) <= ROOM
