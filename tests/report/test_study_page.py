@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,13 @@ from efficientllm.analysis.study import Study, studies, trainings
 from efficientllm.analysis.table import rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
+from efficientllm.report import html
 from efficientllm.report.answer import largest, study_headline
 from efficientllm.report.cells import Cell
 from efficientllm.report.charts import PALETTE, latency_energy, memory_split
 from efficientllm.report.columns import told_apart
 from efficientllm.report.contexts import Family, _told, cost_charts, families
+from efficientllm.report.downloads import downloads
 from efficientllm.report.export import export
 from efficientllm.report.headline import headline
 from efficientllm.report.html import page
@@ -120,7 +123,7 @@ def test_where_nothing_is_decided_the_largest_difference_is_named() -> None:
     records = [made.trained(n, i, bits=bits[i]) for i in range(3) for n, bits in far.items()]
     study = studies(rows(records))[0]
     head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
-    assert "no difference in quality is decided, not even mla's (" in head.sentence
+    assert "no difference in quality is decided, not even that of mla (" in head.sentence
     assert "the interval holds 0" in head.sentence
 
 
@@ -199,33 +202,49 @@ def test_what_is_decided_at_another_point_stands_before_what_is_not() -> None:
     assert head.hedge.startswith("Not decided where it says so far: 1 of the three pairs")
 
 
+def test_another_precision_or_batch_at_another_point_is_not_told_with_it() -> None:
+    names = ("mha", "nsa")
+    once = [made.pretrain(name, 16384) for name in names]
+    other = [made.pretrain(n, 4096, i, compute="float32") for i in range(3) for n in names]
+    study = studies(rows([*other, *once]))[0]
+    head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
+    assert "length 4,096" not in head.sentence
+    assert "so far nsa trains 1.17 times as fast (length 16,384)" in head.sentence
+
+
+def test_what_is_never_ranked_hedges_with_its_reason() -> None:
+    smoke = {"profile": "smoke", "trials": None}
+    records = [made.pretrain(n, 4096, i, protocol=smoke) for i in range(3) for n in ("mha", "nsa")]
+    study = studies(rows(records))[0]
+    head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
+    assert "so far nsa trains" in head.sentence
+    assert "never ranked (smoke" in head.hedge
+
+
+def position(name: str, n: int, suite: str = "position", **changes: Any) -> r.Record:
+    """One encoding's training in a suite, as its n-th record; `position` ran last."""
+    record = made.in_suite(made.pretrain("gqa", 4096, position=name, **changes), suite, n)
+    day = "2026-01-02" if suite == "attention" else "2026-01-03"
+    return record.model_copy(update={"started_at": day + record.started_at[10:]})
+
+
 def test_a_study_of_positions_names_the_kernels_and_finds_its_rotary_rows() -> None:
-    """Those were measured once, for the suite of attentions; other work is not taken in."""
+    """Those were measured once, for the suite of attentions; nothing else is taken from it."""
     kernels = {"rope": "cudnn", "alibi": "flex", "none": "cudnn"}
-    at = {
-        name: made.pretrain("gqa", 4096, position=name, resolved={"attention": kernel})
-        for name, kernel in kernels.items()
-    }
-    other_work = made.pretrain("gqa", 16384)
-    elsewhere = at["rope"].model_copy(
-        update={
-            "machine": at["rope"].machine.model_copy(update={"name": "another"}),
-            "env_id": "0" * 64,
-        }
-    )
+    at = {name: {"resolved": {"attention": kernel}} for name, kernel in kernels.items()}
+    elsewhere = position("rope", 9, "attention")
+    machine = elsewhere.machine.model_copy(update={"name": "another"})
     records = [
-        made.in_suite(record, suite, n)
-        for n, (record, suite) in enumerate(
-            [
-                *((x, "attention") for x in (at["rope"], other_work, made.pretrain("mha", 4096))),
-                *((at[name], "position") for name in ("alibi", "none")),
-                (elsewhere, "attention"),
-            ]
-        )
+        position("rope", 0, "attention", **at["rope"]),
+        made.in_suite(made.pretrain("gqa", 16384), "attention", 1),
+        made.in_suite(made.pretrain("mha", 4096), "attention", 2),
+        position("alibi", 3, **at["alibi"]),
+        position("none", 4, **at["none"]),
+        elsewhere.model_copy(update={"machine": machine, "env_id": "0" * 64}),
     ]
     shown_rows = rows(records)
-    main = rows_of_suite(shown_rows, records[4])
     assert len(shown_rows) == len(records)
+    main = rows_of_suite(shown_rows, records[4])
     assert {id(row.record) for row in main} == {id(records[i]) for i in (0, 3, 4)}
     found = studies_of(main, shown_rows)
     assert found is not None
@@ -234,6 +253,82 @@ def test_a_study_of_positions_names_the_kernels_and_finds_its_rotary_rows() -> N
     told = {name: cell(positions, "kernel", "training", name).text for name in kernels}
     assert told == kernels
     assert not [ask for ask in shown().asks if ask.head == "kernel"]
+
+
+def test_the_encoding_called_none_is_not_read_as_nobody() -> None:
+    fast = position("none", 1)
+    fast = fast.model_copy(
+        update={"points": (_timed(fast, made.pretrain("sliding", 4096).points[0]),)}
+    )
+    study = studies(rows([position("rope", 0), fast]))[0]
+    head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
+    assert "Beside rope at 30M-h16: so far no encoding trains 1." in head.sentence
+
+
+def test_the_first_trial_of_a_suite_is_set_beside_its_sisters_baseline() -> None:
+    records = [position("rope", 0, "attention"), position("alibi", 1)]
+    assert "Beside rope at 30M-h16: " in page(Results(tuple(records)))
+
+
+def test_a_page_that_is_cut_keeps_what_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "MAX_ROWS", 3)
+    others = [made.in_suite(made.pretrain(n, 16384), "attention", 5) for n in ("mha", "nsa")]
+    named = [position("rope", 0, "attention"), *(position(n, 1) for n in ("alibi", "none"))]
+    text = page(Results((*named, *others)))
+    assert "Beside rope at 30M-h16: " in text
+    assert "2 older rows are not shown" in text
+
+
+def test_rows_of_other_experiments_move_no_sentence() -> None:
+    """Neither a newer trial of a variant that the suite has, nor a variant of another suite's."""
+    suite = made.attention_suite()
+    trial = made.pretrain("mha", 16384).model_copy(
+        update={"started_at": "2026-01-02T00:30:00+00:00", "env_id": "0" * 64}
+    )
+    scratch = trial.model_copy(
+        update={"trial": trial.trial.model_copy(update={"suite": "scratch"})}
+    )
+    newest = max(suite, key=lambda record: record.started_at)
+    with_it, without = (
+        rows_of_suite(rows(records), newest) for records in ([*suite, scratch], suite)
+    )
+    assert [row.name for row in with_it] == [row.name for row in without]
+    assert all(row.record.trial.suite == "attention" for row in with_it)
+
+
+def test_several_cards_and_versions_of_the_code_are_told() -> None:
+    records = [
+        record.model_copy(
+            update={
+                "machine": record.machine.model_copy(update={"card": card}),
+                "software": record.software | {"source": source},
+            }
+        )
+        for record, card, source in (
+            (made.pretrain("mha", 4096), "a", "1"),
+            (made.pretrain("gqa", 4096), "b", "2"),
+        )
+    ]
+    assert "rows from 2 cards and 2 versions of the code" in page(Results(tuple(records)))
+    assert "rows from" not in page(Results(tuple(made.attention_suite())))
+
+
+def test_downloads_hold_the_first_screens_study_before_newer_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    suite = made.attention_suite(1)
+    study = studies(rows(suite))[0]
+    monkeypatch.setattr("efficientllm.report.downloads.MAX_ROWS", len(study.rows()))
+    newer = [
+        made.in_suite(made.pretrain(n, 4096, preset="0.5B-h16"), "attention", 59)
+        for n in ("mha", "gqa")
+    ]
+    every = rows([*suite, *newer])
+    found = studies_of(every, every)
+    text = downloads(every, found, newer[-1])["csv"]
+    lead = found.sections[0].matrix.study if found else study
+    assert all(row.name in text for row in lead.rows())
+    assert len(text.splitlines()) - 1 < len(every)
 
 
 def test_equal_variants_are_said_to_be_equal() -> None:
@@ -245,7 +340,7 @@ def test_equal_variants_are_said_to_be_equal() -> None:
     ]
     study = studies(rows(records))[0]
     head = study_headline(study.rows(), "", matrix(study, trainings(study)), trainings(study))
-    assert "none trains measurably faster or slower (length 4,096)" in head.sentence
+    assert "no variant trains measurably faster or slower (length 4,096)" in head.sentence
 
 
 def test_a_training_in_another_precision_has_no_ratio_and_says_why() -> None:

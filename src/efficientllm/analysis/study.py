@@ -25,7 +25,7 @@ Axis = Literal["attention", "position"]
 AXES: dict[Axis, Spec] = {"attention": GroupedQuery(), "position": RotaryPosition()}
 """The studied parts, each with what a model has that does not name it."""
 
-BASELINES = ("mha", "rope")
+BASELINES: dict[Axis, str] = {"attention": "mha", "position": "rope"}
 """What others are compared with, where a study has it; else its first variant."""
 
 _SIZES = ("layers", "hidden", "heads", "head_dim", "ffn", "vocab")
@@ -41,7 +41,8 @@ class Study(NamedTuple):
     @property
     def baseline(self) -> str:
         """The variant that the others are compared with."""
-        return next((v for v in self.variants if v in BASELINES), next(iter(self.variants)))
+        usual = BASELINES[self.axis]
+        return usual if usual in self.variants else next(iter(self.variants))
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -54,7 +55,7 @@ class Study(NamedTuple):
     def at(self, variant: str, stage: str, point: str, beside: Row | None = None) -> Row | None:
         """A variant's row at a point: of the work, technique and precision of `beside`, if any.
 
-        Of several one that ended well, then the newest.
+        Of several one that ended well, then one that may be ranked, then the newest.
         """
         found = [r for r in self.variants[variant] if (r.case.stage, r.point) == (stage, point)]
         return max(
@@ -63,6 +64,7 @@ class Study(NamedTuple):
                 beside is None or not unequal_work(beside, row),
                 beside is None or not unlike(beside, row),
                 row.status == "ok",
+                row.ranked,
                 row.record.started_at,
             ),
             default=None,
@@ -103,36 +105,10 @@ def studies(rows: Iterable[Row]) -> list[Study]:
         groups: dict[str, list[Row]] = {}
         for row in known:
             if isinstance(row.case.model, Backbone):
-                groups.setdefault(_rest(row.case.model, axis), []).append(row)
+                groups.setdefault(rest(row.case.model, axis), []).append(row)
         made = (_study(axis, group) for group in groups.values())
         found += [study for study in made if len(study.variants) > 1]
     return sorted(found, key=lambda s: (-_ran(s), -_compared(s), -_parameters(s)))
-
-
-def belonging(rows: list[Row], others: Iterable[Row]) -> list[Row]:
-    """Rows of other suites that belong into the studies of `rows`.
-
-    What two suites name is measured once, and stands under the suite that ran first: `position`
-    finds its rotary rows among those of `attention`. So does whatever is equal but for the part
-    that a study varies, on equal work at one of its points, on one of its machines.
-    """
-    found = studies(rows)
-    return [row for row in others if any(_belongs(row, study) for study in found)]
-
-
-def _belongs(row: Row, study: Study) -> bool:
-    model, machine = row.case.model, row.record.machine.name
-    if not isinstance(model, Backbone):
-        return False
-    rest = _rest(model, study.axis)
-    return any(
-        isinstance(of.case.model, Backbone)
-        and (of.point, of.record.machine.name) == (row.point, machine)
-        and _rest(of.case.model, study.axis) == rest
-        and not unequal_work(of, row)
-        and not unlike(of, row)
-        for of in study.rows()
-    )
 
 
 def trained(study: Study) -> dict[str, Row]:
@@ -164,8 +140,8 @@ def _tokens(found: dict[str, Row]) -> float:
     return max((interval.value for interval in cells if interval is not None), default=0.0)
 
 
-def _rest(model: Backbone, axis: Axis) -> str:
-    """What a model is without its studied part."""
+def rest(model: Backbone, axis: Axis) -> str:
+    """A digest of what a model is without its studied part."""
     return digest(model.model_copy(update={axis: AXES[axis]}))
 
 

@@ -15,18 +15,25 @@ from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
 from efficientllm.report.cells import Ask, Cell, cell_of
+from efficientllm.report.columns import number
 from efficientllm.report.differing import signed
 from efficientllm.report.headline import Headline, doubts_of, machine_line
 from efficientllm.report.matrix import Matrix, elsewhere
 
 
 class Effect(NamedTuple):
-    """One variant beside the baseline, in one column."""
+    """One variant beside the baseline, in one column; `why` says why it is not decided."""
 
     name: str
     ask: Ask
     line: Line
     decided: bool
+    why: str = ""
+
+    @property
+    def different(self) -> bool:
+        """Decided, and not that there is no difference."""
+        return self.decided and self.line.verdict != "no difference"
 
 
 def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Trainings) -> Headline:
@@ -39,7 +46,7 @@ def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Train
         clauses += [_told(e) for e in named] or [_not_compared(shown, key)]
         effects += named
     clauses = [*filter(None, clauses), _quality(study.baseline, quality)]
-    sentence = f"Beside {study.baseline} at {study.size}: {'; '.join(clauses)}."
+    sentence = f"Beside {_said(study.baseline)} at {study.size}: {'; '.join(clauses)}."
     return Headline(
         question, sentence, _hedge(effects), machine_line(rows), (), tuple(doubts_of(rows))
     )
@@ -47,7 +54,7 @@ def study_headline(rows: list[Row], question: str, shown: Matrix, quality: Train
 
 def _hedge(effects: list[Effect]) -> str:
     """Why the first effect that is not decided is not; nothing where all are."""
-    why = next((e.line.why for e in effects if not e.decided), "")
+    why = next((e.why for e in effects if not e.decided), "")
     some = any(e.decided and e.ask.key in _VERBS for e in effects)
     return f"Not decided{' where it says so far' if some else ''}: {why}." if why else ""
 
@@ -60,12 +67,14 @@ _WHAT = dict(zip(_KEYS, ("speed of training", "speed of decode", "the cache"), s
 def _named(shown: Matrix, key: str) -> list[Effect]:
     """What is said of a metric: the largest effect of its columns.
 
-    Before one that is not decided stands the largest that is at another point, if any.
+    Before one that is not decided, or is that there is none, stands the largest that is
+    decided at another point.
     """
     first = largest(shown, key)
     if first is None:
         return []
-    sure = _decided_elsewhere(shown.study, first.ask) if not first.decided else None
+    asked = key in _VERBS and not first.different
+    sure = _decided_elsewhere(shown.study, first.ask) if asked else None
     return [first] if sure is None else [sure, first]
 
 
@@ -77,18 +86,18 @@ def largest(shown: Matrix, key: str) -> Effect | None:
         if ask.key == key
         for effect in _effects(ask, shown.column(ask))
     ]
-    different = [e for e in found if e.decided and e.line.verdict != "no difference"]
+    different = [e for e in found if e.different]
     return max(different or found, key=lambda e: (not e.decided, _size(e)), default=None)
 
 
 def _decided_elsewhere(study: Study, ask: Ask) -> Effect | None:
-    """The largest effect that is decided at a point which the matrix does not show."""
+    """The largest effect decided at a point that the matrix does not show, in like conditions."""
     none = Trainings("", {}, ())
     found = [
         effect
         for other in elsewhere(study, ask)
         for effect in _effects(other, [(n, cell_of(study, n, other, none)) for n in study.variants])
-        if effect.decided and effect.line.verdict != "no difference"
+        if effect.different
     ]
     return max(found, key=_size, default=None)
 
@@ -96,7 +105,7 @@ def _decided_elsewhere(study: Study, ask: Ask) -> Effect | None:
 def _effects(ask: Ask, cells: list[tuple[str, Cell]]) -> list[Effect]:
     """Every variant of a column that has a ratio to the baseline."""
     return [
-        Effect(name, ask, cell.line, cell.state == "")
+        Effect(name, ask, cell.line, cell.state == "", cell.why)
         for name, cell in cells
         if cell.line is not None and cell.line.ratio > 0
     ]
@@ -119,11 +128,16 @@ def _told(found: Effect) -> str:
     if found.ask.key == "kv_bytes_per_token":
         return _cache(found)
     verb = _VERBS[found.ask.key]
-    bounds = f" [{line.low:.2f}, {line.high:.2f}]" if line.low and line.high else ""
-    if found.decided and line.verdict == "no difference":
-        return f"none {verb} measurably faster or slower ({where})"
-    so_far = "" if found.decided else "so far "
-    return f"{so_far}{found.name} {verb} {line.ratio:.2f}{bounds} times as fast ({where})"
+    bounds = f" [{number(line.low)}, {number(line.high)}]" if line.low and line.high else ""
+    if found.decided and not found.different:
+        return f"no variant {verb} measurably faster or slower ({where})"
+    so_far, who = "" if found.decided else "so far ", _said(found.name)
+    return f"{so_far}{who} {verb} {number(line.ratio)}{bounds} times as fast ({where})"
+
+
+def _said(name: str) -> str:
+    """A variant in a sentence, where the encoding called none would be read as nobody."""
+    return "no encoding" if name == "none" else name
 
 
 def _cache(found: Effect) -> str:
@@ -131,7 +145,7 @@ def _cache(found: Effect) -> str:
     if ratio == 1:
         return f"{so_far}all keep the same cache"
     share = f"1/{1 / ratio:.3g} of" if ratio < 0.5 else f"{ratio:.2f} times"
-    return f"{so_far}{found.name} keeps {share} the cache"
+    return f"{so_far}{_said(found.name)} keeps {share} the cache"
 
 
 def _quality(baseline: str, quality: Trainings) -> str:
@@ -142,11 +156,13 @@ def _quality(baseline: str, quality: Trainings) -> str:
     sure = [x for x in found if x.verdict != "undecided" and x.difference is not None]
     if not sure:
         alone = "no other was trained and scored as it was"
-        none = alone if baseline in quality.rows else f"{baseline} was not trained"
+        none = alone if baseline in quality.rows else f"{_said(baseline)} was not trained"
         largest = max(found, key=lambda x: abs(x.difference or 0.0), default=None)
         why = largest.why if largest is not None and largest.why else none
         bounded = largest if largest is not None and largest.low is not None else None
-        who = f", not even {bounded.b}'s" if bounded is not None else ""
+        who = f", not even that of {_said(bounded.b)}" if bounded is not None else ""
         return f"no difference in quality is decided{who} ({quality.told}: {why})"
     best = max(sure, key=lambda x: abs(x.difference or 0.0))
-    return f"{best.b} takes {signed(best)} bits per byte ({quality.told}, {best.seeds} seeds)"
+    return (
+        f"{_said(best.b)} takes {signed(best)} bits per byte ({quality.told}, {best.seeds} seeds)"
+    )

@@ -41,7 +41,7 @@ class Ask(NamedTuple):
 class Cell(NamedTuple):
     """A value with its ratio to the baseline, or `against`, why they have none.
 
-    `title` is the small print.
+    `title` is the small print; `why` says why a ratio is not decided.
     """
 
     text: str
@@ -51,6 +51,7 @@ class Cell(NamedTuple):
     row: Row | None = None
     line: Line | None = None
     against: str = ""
+    why: str = ""
 
 
 def context_of(row: Row) -> int:
@@ -106,7 +107,8 @@ def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
     told = f"not decided: {why}" if undecided else line.word
     title = "; ".join(filter(None, (told, bounds, cell.title)))
     state: State = "undecided" if undecided else ""
-    return cell._replace(ratio=text, title=title, state=state, line=line)
+    why = why if undecided else ""
+    return cell._replace(ratio=text, title=title, state=state, line=line, why=why)
 
 
 def _with_bounds(value: float, low: float, high: float) -> tuple[str, str]:

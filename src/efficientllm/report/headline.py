@@ -156,7 +156,7 @@ def _sentence(found: Comparison, line: Line) -> str:
 
 
 def machine_line(rows: list[Row]) -> str:
-    """Machine, date, protocol, engine, weights."""
+    """Machine, date, protocol, engine, weights; how many cards and versions of the code."""
     if not rows:
         return ""
     row = max(rows, key=lambda r: r.record.started_at)
@@ -169,7 +169,17 @@ def machine_line(rows: list[Row]) -> str:
         f"{record.machine.device}, {record.started_at[:10]}, protocol {' and '.join(profiles)}"
         f" ({trials} trial{'s' if most > 1 else ''} a row), torch"
         f" {record.software.get('torch', '?')}, {' and '.join(sorted(weights)) or 'no'} weights"
+        f"{_origins(rows)}"
     )
+
+
+def _origins(rows: list[Row]) -> str:
+    """From how many cards and versions of this tool rows come, where those are several."""
+    cards = {r.record.machine.card for r in rows} - {""}
+    sources = {r.record.software.get("source", "") for r in rows} - {""}
+    several = ((len(cards), "cards"), (len(sources), "versions of the code"))
+    told = " and ".join(f"{number} {what}" for number, what in several if number > 1)
+    return f"; rows from {told}" if told else ""
 
 
 def _figures(found: Comparison) -> list[Figure]:

@@ -35,7 +35,7 @@ from efficientllm.report.columns import (
     words_of,
 )
 from efficientllm.report.differing import p_value, signed, verdict
-from efficientllm.report.export import export, public_record
+from efficientllm.report.downloads import downloads
 from efficientllm.report.headline import Headline, headline
 from efficientllm.report.paper_tables import paper_tables
 from efficientllm.report.section import Studies, rows_of_suite, studies_of
@@ -47,9 +47,7 @@ if TYPE_CHECKING:
     from efficientllm.results import Results
 
 MAX_ROWS = 200
-MAX_DOWNLOADED = 60
 MAX_BYTES = 2_000_000
-MAX_RAW_BYTES = 600_000
 
 
 class Shown(NamedTuple):
@@ -99,9 +97,12 @@ def page(results: Results, beside: Results | None = None) -> str:
     newest = max(cases, key=lambda r: r.started_at)
     rows = whole.rows()  # oldest first: the order in which a suite runs
     own = {id(record) for record in results.records}
-    rows.sort(key=lambda row: id(row.record) in own)  # stable: what is left out is not the user's
+    main = rows_of_suite(rows, newest)
+    first = {id(row) for row in main}
+    # Stable: what is left out is not what the page is about, and not the user's.
+    rows.sort(key=lambda row: (id(row) in first, id(row.record) in own))
     shown = rows[-MAX_ROWS:]
-    fixed = _fixed_parts(results, shown, newest)
+    fixed = _fixed_parts(results, shown, main[-MAX_ROWS:], newest)
     while True:
         text = _render(shown, newest, fixed | {"left_out": len(rows) - len(shown)})
         if len(text.encode()) <= MAX_BYTES or len(shown) == 1:
@@ -113,9 +114,10 @@ def _cases(results: Results) -> list[Record]:
     return [r for r in results.records if r.case["workload"]["kind"] != "probe"]
 
 
-def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str, Any]:
+def _fixed_parts(
+    results: Results, shown: list[Row], main: list[Row], newest: Record
+) -> dict[str, Any]:
     """What does not change when older rows are left out to keep the page small."""
-    main = rows_of_suite(shown, newest)
     style, script = _asset("page.css"), _asset("page.js")
     found = studies_of(main, shown)
     return {
@@ -130,7 +132,7 @@ def _fixed_parts(results: Results, shown: list[Row], newest: Record) -> dict[str
         "quarantined": results.quarantined,
         "suite": newest.trial.suite,
         "command": _command(newest.trial.suite),
-        "data": _json(_downloads(main[-MAX_DOWNLOADED:], newest)),
+        "data": _json(downloads(main, found, newest)),
         "svg": Markup,
     }
 
@@ -285,14 +287,3 @@ def _detail(row: Row) -> Detail:
 
 def _trial(record: Record) -> str:
     return f"{record.key} {record.outcome.status} {record.seconds:.0f} s"
-
-
-def _downloads(rows: list[Row], newest: Record) -> dict[str, str]:
-    """What the buttons give: tables of the main suite, and the newest raw record."""
-    texts = {form: export(rows, form).decode() for form in ("csv", "md", "latex")} if rows else {}
-    raw = public_record(newest).model_dump_json()
-    if len(raw) > MAX_RAW_BYTES:
-        readings = [r.model_copy(update={"t_ns": (), "columns": {}}) for r in newest.readings]
-        bare = newest.model_copy(update={"readings": tuple(readings)})
-        raw = public_record(bare).model_dump_json()
-    return texts | {"raw": raw}

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unlike
 from efficientllm.record import DONE
 from efficientllm.report.cells import (
     KERNEL,
@@ -80,9 +81,18 @@ def _asks(study: Study, quality: Trainings) -> list[Ask]:
 
 
 def elsewhere(study: Study, ask: Ask) -> list[Ask]:
-    """The same question at the other points that the study has."""
-    rows = {r.point: r for r in study.rows() if r.case.stage == ask.stage and r.point != ask.point}
-    return [_ask(ask.head, _where(row), ask.key, row) for row in rows.values()]
+    """The same question at other points of the study, where its baseline was run alike.
+
+    Not at points that would be called the same: a length with another batch.
+    """
+    base = study.at(study.baseline, ask.stage, ask.point)
+    if base is None:
+        return []
+    points = {row.point for row in study.rows() if row.case.stage == ask.stage} - {ask.point}
+    others = (study.at(study.baseline, ask.stage, point, base) for point in sorted(points))
+    alike = [row for row in others if row is not None and not unlike(base, row)]
+    asks = [_ask(ask.head, _where(row), ask.key, row) for row in alike]
+    return [other for other in asks if other.where != ask.where]
 
 
 _CEILINGS = {"roofline_share": "of own ceiling", "mfu": "MFU", "mbu": "MBU"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from efficientllm.analysis.differences import Difference, Trainings
-from efficientllm.analysis.study import Study, belonging, studies, trainings
+from efficientllm.analysis.sister import from_sisters
+from efficientllm.analysis.study import Study, studies, trainings
 from efficientllm.analysis.sweep import Sweep, learning_rate, sweeps
 from efficientllm.analysis.table import Row
 from efficientllm.record import Record
@@ -14,6 +15,7 @@ from efficientllm.report.columns import number, with_half_width
 from efficientllm.report.contexts import cost_charts
 from efficientllm.report.learning import cache_chart, learning_chart
 from efficientllm.report.matrix import Matrix, matrix
+from efficientllm.spec.suite import builtin_names, load_suite
 
 MAX_STUDIES = 6
 _HOUR, _MEGA = 3600.0, 1e6
@@ -46,15 +48,17 @@ class Studies(NamedTuple):
     quality: Trainings
 
 
-def rows_of_suite(shown: list[Row], newest: Record) -> list[Row]:
+def rows_of_suite(rows: list[Row], newest: Record) -> list[Row]:
     """What the page is about: the newest record's suite on its machine.
 
-    With what another suite measured for its studies.
+    With what another suite measured for it, where it is one of ours.
     """
-    suite = [row for row in shown if row.record.trial.suite == newest.trial.suite]
+    name = newest.trial.suite
+    suite = [row for row in rows if row.record.trial.suite == name]
     main = [r for r in suite if r.record.machine.name == newest.machine.name] or suite
-    chosen = {id(row) for row in (*main, *belonging(main, shown))}
-    return [row for row in shown if id(row) in chosen]
+    cases = load_suite(name).cases if name in builtin_names() else ()
+    chosen = {id(row) for row in (*main, *from_sisters(main, rows, cases))}
+    return [row for row in rows if id(row) in chosen]
 
 
 def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
