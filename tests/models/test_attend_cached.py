@@ -62,6 +62,11 @@ def parts_by_hand(
     return out, lse
 
 
+def together_by_hand(out: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
+    """Parts weighted by their log-sum-exps."""
+    return (out * lse.softmax(dim=2).unsqueeze(-1)).sum(2).to(dtype)
+
+
 def drawn(*size: int, seed: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
@@ -72,6 +77,7 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attend_cached, "decoding", lambda *_: SPLIT)
     monkeypatch.setattr(attend_cached, "LEAST_CHUNK", 4)
     monkeypatch.setattr(attend_cached, "_parts", parts_by_hand)
+    monkeypatch.setattr(attend_cached, "_together", together_by_hand)
 
 
 @pytest.mark.usefixtures("in_parts")
@@ -192,13 +198,13 @@ def test_the_kernel_reads_latents_once_for_keys_and_values(rank: int, rest: int)
 
 
 @with_triton
-@pytest.mark.parametrize("parts", [1, 32, 33, 129])
-def test_the_merging_kernel_is_its_formula(parts: int) -> None:
+@pytest.mark.parametrize(("parts", "filled"), [(1, 1), (33, 17), (129, 65), (300, 300)])
+def test_the_merging_kernel_is_its_formula(parts: int, filled: int) -> None:
     from efficientllm.models.merge_kernel import merge
 
     out, lse = kernels.drawn(2, 2, parts, 4, 16, seed=0), 3 * kernels.drawn(2, 2, parts, 4, seed=1)
     out, lse = out.float(), lse.float()
-    lse[:, :, 1 + parts // 2 :] = -math.inf  # parts that are still empty
-    share = lse.softmax(dim=2).unsqueeze(-1)
+    lse[:, :, filled:] = -math.inf
     found = merge(out, lse, None, (parts,), torch.float32)
-    torch.testing.assert_close(found, (out * share).sum(2), rtol=1e-5, atol=1e-5)
+    expected = together_by_hand(out, lse, torch.float32)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

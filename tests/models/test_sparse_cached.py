@@ -45,54 +45,57 @@ class Step(NamedTuple):
 
 
 def step(heads: int, kv_heads: int, slots: int, slot: int, sizes: Sparse, size: int = 16) -> Step:
-    """Keys of unlike size, so that no two blocks are looked at alike."""
-    keys, values = (drawn(1, kv_heads, slots, size, seed=seed) for seed in (0, 1))
-    keys *= torch.linspace(0.5, 2.0, slots, device=keys.device, dtype=keys.dtype)[:, None]
+    """Two rows; keys and values of the new token are parts of differently wide products."""
+    keys, values = (drawn(2, kv_heads, slots, size, seed=seed) for seed in (0, 1))
     cache = SparseCache(keys, values, block_means(keys, sizes), block_means(values, sizes))
     cache.block_k[:, :, slot // sizes.block :] = cache.block_v[:, :, slot // sizes.block :] = 0
-    # Rows of a fused product are no block of memory of their own.
-    new = drawn(1, kv_heads, 3, size, seed=2)
-    gates = drawn(1, 1, 3 * heads, seed=4)
-    return Step(drawn(1, heads, 1, size, seed=3), new[:, :, :1], new[:, :, 2:], gates, cache)
+    k = drawn(2, 1, kv_heads, 3 * size, seed=2)[..., :size].transpose(1, 2)
+    v = drawn(2, 1, 2 * kv_heads, size, seed=5)[:, :, kv_heads:].transpose(1, 2)
+    gates = drawn(2, 1, 4 * heads, seed=4)[..., : 3 * heads]
+    # Large queries: blocks are looked at so unlike that rounding chooses no other ones.
+    return Step(4 * drawn(2, heads, 1, size, seed=3), k, v, gates, cache)
 
 
 @pytest.fixture(params=[264, 8], ids=["a tile a program", "several tiles a program"])
 def by_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels run wherever Triton is, on a card of so many programs."""
+    """The kernels run wherever Triton is, in many parts of little, as on a card of few programs."""
     from efficientllm.models import sparse_split_kernel
 
     monkeypatch.setattr(attend_cached, "PROGRAMS", request.param)
     monkeypatch.setattr(sparse_split_kernel, "PROGRAMS", request.param)
+    monkeypatch.setattr(attend_cached, "LEAST_CHUNK", 4)
+    monkeypatch.setattr(sparse_split_kernel, "MEANS", 16)
     monkeypatch.setattr(sparse_cached, "sparse_decoding", lambda *_: CHOSEN_SPLIT)
 
 
 @with_triton
 @pytest.mark.usefixtures("by_kernel")
-@pytest.mark.parametrize("slot", [0, 15, 31, 150, 298])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "sizes"),
+    ("heads", "kv_heads", "sizes", "slots"),
     [
-        (16, 1, Sparse(block=16, selected=4, window=32)),
-        (8, 2, Sparse(block=16, selected=3, window=50)),
-        (2, 1, Sparse(block=32, selected=16, window=7)),
-        (2, 2, Sparse(block=16, selected=1, window=512)),
+        (6, 2, Sparse(block=16, selected=6, window=72), (15, 150, 255, 298)),
+        (16, 1, Sparse(block=16, selected=4, window=32), (0, 31, 298)),
+        (2, 1, Sparse(block=32, selected=16, window=7), (150,)),
+        (2, 2, Sparse(block=16, selected=1, window=512), (16, 298)),
     ],
 )
 def test_the_kernels_give_what_products_give(
-    heads: int, kv_heads: int, sizes: Sparse, slot: int
+    heads: int, kv_heads: int, sizes: Sparse, slots: tuple[int, ...]
 ) -> None:
-    given = step(heads, kv_heads, 299, slot, sizes)
-    cache = SparseCache(*(x.clone() for x in given.cache))
-    found = given.by_kernels(cache, slot, sizes)
-    expected = SparseCache(*(x.float() for x in given.cache))
-    agree(found, given.exact(expected, slot, sizes))
-    whole = (slot + 1) // sizes.block
-    assert torch.equal(cache.k.float(), expected.k)
-    assert torch.equal(cache.v.float(), expected.v)
-    for mean, wanted in zip(cache[2:], expected[2:], strict=True):
-        torch.testing.assert_close(
-            mean[:, :, :whole].float(), wanted[:, :, :whole], rtol=0.01, atol=1e-3
-        )
+    """299 slots: the last block hangs over the end."""
+    for slot in slots:
+        given = step(heads, kv_heads, 299, slot, sizes)
+        cache = SparseCache(*(x.clone() for x in given.cache))
+        found = given.by_kernels(cache, slot, sizes)
+        expected = SparseCache(*(x.float() for x in given.cache))
+        agree(found, given.exact(expected, slot, sizes))
+        whole = (slot + 1) // sizes.block
+        assert torch.equal(cache.k.float(), expected.k)
+        assert torch.equal(cache.v.float(), expected.v)
+        for mean, wanted in zip(cache[2:], expected[2:], strict=True):
+            torch.testing.assert_close(
+                mean[:, :, :whole].float(), wanted[:, :, :whole], rtol=0.01, atol=1e-3
+            )
 
 
 @with_triton
@@ -120,9 +123,9 @@ def test_sizes_that_the_kernels_do_not_take_go_by_products(
     assert sparse_decoding(gpu, half, 16, 128, USUAL) == CHOSEN_SPLIT
     assert sparse_decoding(gpu, torch.float32, 16, 64, USUAL) == CHOSEN
     assert sparse_decoding(torch.device("cpu"), half, 16, 64, USUAL) == CHOSEN
-    for block in (8, 48, 512):
+    for block, way in ((8, CHOSEN), (48, CHOSEN), (128, CHOSEN_SPLIT), (256, CHOSEN)):
         sizes = USUAL.model_copy(update={"block": block})
-        assert sparse_decoding(gpu, half, 16, 128, sizes) == CHOSEN, block
+        assert sparse_decoding(gpu, half, 16, 128, sizes) == way, block
     assert sparse_decoding(gpu, half, 16, 80, USUAL) == CHOSEN
     monkeypatch.setattr(attend_cached, "INSTALLED", False)
     assert sparse_decoding(gpu, half, 16, 64, USUAL) == CHOSEN

@@ -182,10 +182,8 @@ def _(
 def _together(out: Tensor, lse: Tensor, dtype: torch.dtype) -> Tensor:
     """Parts [B, K, P, G, E] weighted by their log-sum-exps [B, K, P, G]: [B, K, G, E].
 
-    A kernel on a GPU: a compiler's own takes 14 microseconds more for 129 parts than for 33.
+    A compiler's own kernel takes 14 microseconds more for 129 parts than for 33.
     """
-    if not out.is_cuda:
-        return (out * lse.softmax(dim=2).unsqueeze(-1)).sum(2).to(dtype)
     from efficientllm.models.merge_kernel import merge
 
     return merge(out, lse, None, (out.shape[2],), dtype)

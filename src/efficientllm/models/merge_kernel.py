@@ -32,6 +32,7 @@ def merge(
     merged = torch.empty((batch, kv_heads, group, width), device=out.device, dtype=dtype)
     longest = max(end - start for start, end in itertools.pairwise((0, *ends)))
     together = min(MOST_TOGETHER, MOST_NUMBERS // width, triton.next_power_of_2(longest))
+    gates = gates if gates is None else gates.contiguous()  # may be rows of a fused product
     _merge[(batch * kv_heads, group)](
         *(out, lse, gates, merged, ends, parts, group, kv_heads * group),
         branches=len(ends),
@@ -62,7 +63,8 @@ def _merge(
     result = tl.zeros((width,), tl.float32)
     start = 0
     for branch in tl.static_range(branches):
-        most, total = float("-inf"), 0.0
+        most = tl.full((), float("-inf"), tl.float32)
+        total = tl.full((), 0.0, tl.float32)
         mixed = tl.zeros((width,), tl.float32)
         for first in range(start, ends[branch], together):
             part = first + tl.arange(0, together)

@@ -44,7 +44,7 @@ def attend_sparse_cache(
     """One new token a row: reads means of blocks, chosen blocks and the window, nothing else.
 
     q [B, H, 1, D], k and v [B, K, 1, D], gates [B, 1, 3 H] before their sigmoid, `slot` [1]
-    -> [B, H, 1, D]. The token is written into `cache`.
+    -> [B, H, 1, D]. The token is written into `cache`. Split has no gradient.
     """
     group = q.shape[1] // k.shape[1]
     if sparse_decoding(q.device, q.dtype, group, q.shape[-1], sizes) == CHOSEN:

@@ -32,6 +32,9 @@ from efficientllm.models.split_kernel import (
 MEANS = 64
 """Means that `_choose` looks at in one go."""
 
+MANY_MIXED = 16_384
+"""Numbers that `_tiles` mixes (heads of a group times a head) from which four warps spill."""
+
 
 class _Parts(NamedTuple):
     """How many programs share the blocks that are chosen, and the window; tiles of each."""
@@ -58,6 +61,7 @@ def attend_sparse(
     written there, at `slot` [1].
     """
     q = q.contiguous()
+    assert all(x.stride(-1) == 1 for x in (k, v, *cache)), "numbers of a head lie side by side"
     keys, values, block_k, block_v = cache
     batch, kv_heads, group, size = q.shape
     pairs, blocks, scale = batch * kv_heads, block_k.shape[2], size**-0.5
@@ -69,6 +73,7 @@ def attend_sparse(
     )
     chunk = chunk_of(pairs, blocks)
     compressed = -(-blocks // chunk)
+    window = min(window, keys.shape[2])
     split = _split(pairs, min(selected, blocks), -(-window // block))
     found = empty_parts(q, compressed + split.chosen + split.window, size)
     fill_parts(found, q, block_k, block_v, slot, None, None, chunk, scale, tokens=block)
@@ -82,14 +87,15 @@ def attend_sparse(
         tiles=split.tiles,
         block=block,
         size=size,
+        num_warps=8 if rows_of(group) * size >= MANY_MIXED else 4,
     )
     ends = (compressed, compressed + split.chosen, found[0].shape[2])
     return merge(*found, gates, ends, q.dtype)
 
 
 def _split(pairs: int, chosen: int, near: int) -> _Parts:
-    """Tiles go one to a program until a GPU is full, then several."""
-    tiles = max(1, pairs * (chosen + near) // PROGRAMS)
+    """Tiles go one to a program until a GPU is full, then several, at most all of a branch."""
+    tiles = min(max(1, pairs * (chosen + near) // PROGRAMS), max(chosen, near))
     return _Parts(-(-chosen // tiles), -(-near // tiles), tiles)
 
 
@@ -155,7 +161,8 @@ def _keep(
     own = at // block
     line += sequence * strides[0] + head * strides[1]
     mean += sequence * block_strides[0] + head * block_strides[1] + own * block_strides[2]
-    # Means of unfinished blocks are wrong until the last token: they are not looked at.
+    # Means of unfinished blocks are wrong until the last token: they are not looked at. One
+    # that hangs over the cache's end is never finished.
     index = own * block + tl.arange(0, block)
     before = load_rows(line + index[:, None] * strides[2], index < at, size).to(tl.float32)
     total = tl.sum(before, 0) + new.to(tl.float32)
@@ -207,7 +214,7 @@ def _choose(
         seen = index < whole
         keys = load_rows(block_k + index[:, None].to(tl.int64) * strides[2], seen, size)
         weights = tl.exp(tl.dot(query, tl.trans(keys)) * scale - sums[:, None])
-        weights = tl.where(real[:, None], weights, 0.0)
+        weights = tl.where(real[:, None], weights, 0.0)  # padding would add to every block
         tl.store(shares + index, tl.sum(weights, 0), mask=seen)
     tl.debug_barrier()  # what some threads wrote, others read
     number = tl.arange(0, blocks)
