@@ -33,6 +33,12 @@ def test_without_mha_the_first_variant_is_the_baseline() -> None:
     assert study.baseline == "mla"
 
 
+def test_a_class_that_is_called_mha_is_no_baseline_by_its_name() -> None:
+    (study,) = studies(rows([made.pretrain("gqa", 4096), own("v1.py", "mha", "a")]))
+    assert tuple(study.variants) == ("gqa", "mha")
+    assert study.baseline == "gqa"
+
+
 def test_attention_and_position_are_two_studies_that_share_their_crossing() -> None:
     kinds = [("mha", "rope"), ("gqa", "rope"), ("gqa", "alibi"), ("gqa", "none")]
     found = studies(rows([made.trained(a, position=p) for a, p in kinds]))

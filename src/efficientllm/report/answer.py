@@ -2,7 +2,8 @@
 
 For training, for decode and for the cache it names the variant that is furthest from the
 baseline among the decided ones, with interval and condition; where nothing is decided it
-says so. Quality is named in any case: a cost without it answers half of the question.
+says so, after what is decided at another point. Quality is named in any case: a cost without
+it answers half of the question.
 """
 
 from __future__ import annotations
