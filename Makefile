@@ -19,7 +19,8 @@ test: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m efficientllm.report.methodology METHODOLOGY.md
-	$(BIN)/python -m efficientllm.report.readme README.md results/h100-80gb-quantization.jsonl
+	$(BIN)/python -m efficientllm.report.readme README.md results/h100-80gb-quantization.jsonl \
+		results/h100-80gb-attention*.jsonl
 
 # torch first and alone: a machine that keeps its own build of exactly this version uses it.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -52,6 +52,10 @@ class Results(NamedTuple):
         """What `doctor` measured."""
         return [r for r in self.records if r.case["workload"]["kind"] == "probe"]
 
+    def cases(self) -> list[Record]:
+        """What suites measured: all that is no probe."""
+        return [r for r in self.records if r.case["workload"]["kind"] != "probe"]
+
     def find(self, key: str, at: dict[str, int] | None = None) -> Row:
         """The one row that a key names: part of a case id, or of a case's name.
 

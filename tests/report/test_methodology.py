@@ -32,7 +32,8 @@ def test_every_flag_stands_in_the_methodology() -> None:
 def test_the_readme_shows_the_published_records_as_they_are() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     table = readme.results_table(load(PUBLISHED).rows())
-    assert renewed(text, {"results": table}) == text, "run make docs"
+    study = readme.study_table(load(*PUBLISHED.parent.glob("h100-80gb-attention*.jsonl")))
+    assert renewed(text, {"results": table, "study": study}) == text, "run make docs"
     assert PUBLISHED.with_suffix(".svg").exists()
 
 

@@ -91,7 +91,7 @@ def page(results: Results, beside: Results | None = None) -> str:
     speaks of the results, as long as they hold more than probes.
     """
     whole = results.beside(beside) if beside is not None else results
-    cases = _cases(results) or _cases(whole)
+    cases = results.cases() or whole.cases()
     if not cases:
         raise ValueError("there are only doctor's probes here; run a suite first")
     newest = max(cases, key=lambda r: r.started_at)
@@ -108,10 +108,6 @@ def page(results: Results, beside: Results | None = None) -> str:
         if len(text.encode()) <= MAX_BYTES or len(shown) == 1:
             return text
         shown = shown[-(len(shown) * 3 // 4) :]
-
-
-def _cases(results: Results) -> list[Record]:
-    return [r for r in results.records if r.case["workload"]["kind"] != "probe"]
 
 
 def _fixed_parts(

@@ -1,9 +1,10 @@
-"""The table and the chart of README.md, from the published records.
+"""The tables and the chart of README.md, from the published records.
 
-    python -m efficientllm.report.readme README.md results/h100-80gb-quantization.jsonl
+    python -m efficientllm.report.readme README.md results/h100-80gb-quantization.jsonl \\
+        results/h100-80gb-attention*.jsonl
 
-replaces what stands between the markers and draws the chart beside the records; a test
-holds the table equal to them.
+replaces what stands between the markers and draws the first file's chart beside it; a test
+holds the tables equal to the records.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import sys
 from pathlib import Path
 
 from efficientllm.analysis.table import Row
+from efficientllm.report.answer import study_headline
+from efficientllm.report.cells import Cell
 from efficientllm.report.charts import latency_energy
 from efficientllm.report.columns import column
 from efficientllm.report.methodology import md_row, renewed
-from efficientllm.results import load
+from efficientllm.report.section import rows_of_suite, studies_of
+from efficientllm.results import Results, load
 
 KEYS = ("it_tokens_per_s", "ttft_s", "j_per_token", "peak_allocated_gib", "weights_gib")
+ASKED = ("training tokens/s", "decode tokens/s", "cache per token", "bits per byte")
+"""Columns of a study that fit beside each other in a README."""
+
 INK = "#6e7781"
 """Readable on light and on dark ground: a picture in a README has no colour of its page."""
 
@@ -68,6 +75,30 @@ def _failed(rows: list[Row]) -> list[str]:
     return ["Not in the table: " + "; ".join(failed) + "."] if failed else []
 
 
+def study_table(results: Results) -> str:
+    """The first screen of the newest suite's study: its matrix in short, and what it says."""
+    rows, newest = results.rows(), max(results.cases(), key=lambda record: record.started_at)
+    main = rows_of_suite(rows, newest)
+    found = studies_of(main, rows)
+    assert found is not None, "the records are of no study"
+    shown = found.sections[0].matrix
+    asks = [(n, ask) for n, ask in enumerate(shown.asks) if ask.head in ASKED]
+    lines = [
+        md_row([shown.study.axis, *(f"{ask.head}<br>{ask.where}" for _, ask in asks)]),
+        md_row(["---", *["---:"] * len(asks)]),
+        *(md_row([name, *(_answer(cells[n]) for n, _ in asks)]) for name, cells in shown.lines),
+    ]
+    head = study_headline(main, "", shown, found.quality)
+    told = " ".join(filter(None, (head.sentence, head.hedge)))
+    return "\n".join([*lines, "", f"{told} Ratios in italics are not decided. {head.condition}."])
+
+
+def _answer(cell: Cell) -> str:
+    if not cell.ratio:
+        return cell.text
+    return f"{cell.text}<br>" + (f"*{cell.ratio}*" if cell.state == "undecided" else cell.ratio)
+
+
 def picture(rows: list[Row]) -> str:
     """Time against energy of the rows, as a picture that stands alone."""
     svg = latency_energy([row for row in rows if row.status == "ok"]).svg
@@ -76,9 +107,10 @@ def picture(rows: list[Row]) -> str:
 
 def main() -> None:
     """Renew the document and draw the chart from the records that the command line names."""
-    document, records = (Path(word) for word in sys.argv[1:])
+    document, records, *study = (Path(word) for word in sys.argv[1:])
     rows = load(records).rows()
-    text = renewed(document.read_text("utf-8"), {"results": results_table(rows)})
+    made = {"results": results_table(rows), "study": study_table(load(*study))}
+    text = renewed(document.read_text("utf-8"), made)
     document.write_text(text, "utf-8")
     records.with_suffix(".svg").write_text(picture(rows), "utf-8")
 
