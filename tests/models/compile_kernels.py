@@ -35,18 +35,22 @@ def compiled(kernel: JITFunction[Any], grid: object) -> Callable[..., None]:
     return compile_only
 
 
-def decode(batch: int, kv_heads: int, group: int, size: int) -> None:
-    """One token by every kernel there is, on tensors whose numbers do not matter."""
+def decode(batch: int, kv_heads: int, group: int, size: int, chunk: int) -> None:
+    """One token over a cache and over chosen blocks, on tensors whose numbers do not matter."""
     q = torch.empty((batch, kv_heads, group, size), **HALF)
     k = torch.empty((batch, kv_heads, 640, size), **HALF)
-    bias = torch.empty((kv_heads * group, 33))
-    slopes = torch.empty(kv_heads * group)
-    for chunk, more in ((640, (None, None)), (128, (bias, None)), (128, (None, slopes))):
-        found = attend_parts(q, k, k, SLOT, *more, chunk, size, 0.1)
-        merge(*found, None, (found[0].shape[2],), torch.bfloat16)
+    found = attend_parts(q, k, k, SLOT, None, None, chunk, size, 0.1)
+    merge(*found, None, (found[0].shape[2],), torch.bfloat16)
     new, means = k[:, :, 0], torch.empty((batch, kv_heads, 10, size), **HALF)
     gates = torch.empty((batch, 3 * kv_heads * group), **HALF)
     attend_sparse(q, new, new, gates, (k, k, means, means), SLOT, 64, 4, 100)
+
+
+def distances() -> None:
+    """One token with what depends on distance."""
+    q, k = (torch.empty((1, 4, n, 64), **HALF) for n in (4, 640))
+    for bias, slopes in ((torch.empty((16, 33)), None), (None, torch.empty(16))):
+        attend_parts(q, k, k, SLOT, bias, slopes, 128, 64, 0.1)
 
 
 def latents(group: int, rank: int, rest: int) -> None:
@@ -66,8 +70,9 @@ def main() -> None:
             get_current_stream=lambda _: 0,
         )
         driver.set_active(card)
-        decode(1, 1, 16, 64)
-        decode(2, 4, 4, 128)
+        decode(1, 1, 16, 64, 640)
+        decode(2, 4, 4, 128, 128)
+        distances()
         latents(16, 512, 64)
         multiply(torch.empty((1, 1, 96), **HALF), torch.empty((7, 96), **HALF), None)
 
