@@ -143,6 +143,12 @@ def chunk_of(pairs: int, slots: int) -> int:
     return -(-slots // (parts * LEAST_CHUNK)) * LEAST_CHUNK
 
 
+def empty_parts(q: Tensor, parts: int, width: int) -> tuple[Tensor, Tensor]:
+    """Room for so many parts of q [B, K, G, D]: [B, K, P, G, E] and [B, K, P, G], float32."""
+    lse = q.new_empty((*q.shape[:2], parts, q.shape[2]), dtype=torch.float32)
+    return lse.new_empty((*lse.shape, width)), lse
+
+
 @torch.library.custom_op("efficientllm::attend_parts", mutates_args=())
 def _parts(
     q: Tensor,
@@ -173,9 +179,7 @@ def _(
     width: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    size = (q.shape[0], q.shape[1], -(-k.shape[2] // chunk), q.shape[2])
-    out = q.new_empty((*size, width), dtype=torch.float32)
-    return out, q.new_empty(size, dtype=torch.float32)
+    return empty_parts(q, -(-k.shape[2] // chunk), width)
 
 
 @torch.library.custom_op("efficientllm::merge_parts", mutates_args=())

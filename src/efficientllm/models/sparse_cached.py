@@ -153,18 +153,5 @@ def _attend(
 
 
 @_attend.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    block_k: Tensor,
-    block_v: Tensor,
-    slot: Tensor,
-    block: int,
-    selected: int,
-    window: int,
-) -> Tensor:
+def _(q: Tensor, *_: object) -> Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)

@@ -19,15 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from efficientllm.models.attend_cached import PROGRAMS, chunk_of, rows_of
+from efficientllm.models.attend_cached import PROGRAMS, chunk_of, empty_parts, rows_of
 from efficientllm.models.merge_kernel import merge
-from efficientllm.models.split_kernel import (
-    empty_parts,
-    fill_parts,
-    load_rows,
-    mix,
-    write_part,
-)
+from efficientllm.models.split_kernel import fill_parts, load_rows, mix, write_part
 
 MEANS = 64
 """Means that `_choose` looks at in one go."""
@@ -73,14 +67,14 @@ def attend_sparse(
     )
     chunk = chunk_of(pairs, blocks)
     compressed = -(-blocks // chunk)
-    window = min(window, keys.shape[2])
-    split = _split(pairs, min(selected, blocks), -(-window // block))
+    window, selected = min(window, keys.shape[2]), min(selected, blocks)
+    split = _split(pairs, selected, -(-window // block))
     found = empty_parts(q, compressed + split.chosen + split.window, size)
     fill_parts(found, q, block_k, block_v, slot, None, None, chunk, scale, tokens=block)
-    chosen = _chosen(q, block_k, slot, found[1], chunk, block, min(selected, blocks), scale)
+    chosen = _chosen(q, block_k, slot, found[1], chunk, block, selected, scale)
     _tiles[(pairs, split.chosen + split.window)](
         *(q, keys, values, slot, chosen, *found, keys.stride(), values.stride()),
-        *(found[0].shape[2], compressed, split.chosen, chosen.shape[1], window, scale),
+        *(found[0].shape[2], compressed, split.chosen, selected, window, scale),
         kv_heads=kv_heads,
         group=group,
         rows=rows_of(group),
