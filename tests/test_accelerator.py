@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from efficientllm import launch, worker
+from efficientllm import worker
 from efficientllm.analysis.checks import flags
 from efficientllm.launch import Launcher
 from efficientllm.machine import Gpu, choose_gpu
@@ -69,7 +69,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("accelerator")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        patch.setattr(launch, "IDLE_PROTOCOL", Protocol(profile="quick"))
         patch.setenv("OMP_NUM_THREADS", "1")  # two threads on a busy machine wait for each other
         put_on_path(patch, lay_out(folder / "fakes", customize="accelerator", card=CARD))
         yield World(folder)
@@ -86,7 +85,7 @@ def records(world: World) -> dict[str, Record]:
     suite = load_suite(str(path), ("protocol=smoke",))
     made = {}
     with Launcher(world.store, world.gpu) as launcher:
-        launcher.measure_idle()
+        launcher.measure_idle(Protocol(profile="quick"))
         for case in suite.cases:
             made[case.name] = run(launcher, case, suite.protocol)
         made["probe"] = run(launcher, probe("probe"), Protocol(profile="quick"))

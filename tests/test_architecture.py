@@ -20,6 +20,7 @@ VENDOR_FILES = {"machine.py", "clock.py", "device.py", "unopened.py"}
 
 CHILD_ONLY = {
     "worker",
+    "idle",
     "interludes",
     "prepare",
     "scoring",

@@ -60,7 +60,7 @@ class Trials:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def measure_idle(self) -> None:
+    def measure_idle(self, protocol: Protocol) -> None:
         pass
 
     def device_files(self) -> list[str]:

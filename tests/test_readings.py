@@ -66,20 +66,19 @@ def test_no_file_is_no_readings(tmp_path: Path) -> None:
     assert read_notes(tmp_path, alive=True) == {}
 
 
-def test_idle_power_is_the_mean_over_the_window_alone() -> None:
-    """100 W inside, 900 W before and after."""
+def test_mean_power_is_taken_between_two_moments_alone() -> None:
+    """100 W inside, 900 W before and after; a sample that failed counts for nothing."""
     window = samples.training_window()
     power = samples.power()
     inside = [window.start_ns <= t <= window.end_ns for t in power.t_ns]
-    watts = tuple(100.0 if x else 900.0 for x in inside)
-    reading = power.model_copy(update={"columns": {"power_w": watts}})
-    record = samples.record(samples.pretrain(), windows=[window], readings=(reading,))
-    assert mean_power(record) == pytest.approx(100.0)
+    watts: list[float | None] = [100.0 if x else 900.0 for x in inside]
+    watts[inside.index(True)] = None
+    reading = power.model_copy(update={"columns": {"power_w": tuple(watts)}})
+    assert mean_power((reading,), window.start_ns, window.end_ns) == pytest.approx(100.0)
 
 
-def test_idle_power_is_unknown_without_readings_or_window() -> None:
-    assert mean_power(samples.record(samples.pretrain(), readings=())) is None
-    assert mean_power(samples.record(samples.pretrain(), windows=[])) is None
+def test_mean_power_is_unknown_without_samples() -> None:
+    assert mean_power((), 0, 10 * SECOND) is None
     late = samples.power(seconds=5)
-    assert late.t_ns[-1] < 10 * SECOND
-    assert mean_power(samples.record(samples.pretrain(), readings=(late,))) is None
+    after = late.t_ns[-1] + 1
+    assert mean_power((late,), after, after + SECOND) is None

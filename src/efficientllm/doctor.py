@@ -41,7 +41,7 @@ class Line(NamedTuple):
 def examine(console: Console, store: Store, gpu: Gpu | None) -> int:
     """Run the checks and print what came out; 1 when a known answer is missed."""
     with Launcher(store, gpu) as launcher:
-        launcher.measure_idle()
+        launcher.measure_idle(Protocol(profile="standard"))
         records = {check: _probe(launcher, store, check) for check in ("sleep", "product", "copy")}
         held = launcher.device_files()
     _headline(console, launcher, gpu)

@@ -37,6 +37,7 @@ PRELOAD = (
     "transformers.models.llama.modeling_llama",
     "peft",
     "torchao.quantization",
+    "torch._inductor.compile_fx",  # else every trial that compiles imports it, a second each
     "efficientllm.worker",
 )
 

@@ -23,19 +23,17 @@ from efficientllm.endings import left_over, overall, with_lost_point
 from efficientllm.failure import Interrupted as Interrupted
 from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
-from efficientllm.processes import ForkServer, FreshInterpreter
+from efficientllm.processes import ForkServer, FreshInterpreter, Worker
 from efficientllm.readings import mean_power, read_notes, read_readings
 from efficientllm.record import DONE, Outcome, Reading, Record, Trial
-from efficientllm.spec.case import Case
 from efficientllm.spec.model import Product
 from efficientllm.spec.protocol import Protocol
-from efficientllm.spec.workload import Probe
-from efficientllm.store import Lease, Store, StoreError, require_space, safe_name
+from efficientllm.store import Store, StoreError, require_space, safe_name
 from efficientllm.watch import Listener, watch
 
 SPACE_BYTES = 1 << 30
-IDLE_PROTOCOL, IDLE_GLANCE = Protocol(profile="standard"), Protocol(profile="quick")
-"""Their windows are what idle power is taken over: 10 s, and 5 s before a first look."""
+IDLE_S, GLANCE_S = 10.0, 5.0
+"""How long idle power is taken over, and how long before a first look."""
 
 
 class Launcher:
@@ -81,15 +79,26 @@ class Launcher:
         """Device files that the fork server held open; any would have poisoned its forks."""
         return list(self._unclean)
 
-    def measure_idle(self, *, glance: bool = False) -> None:
-        """Board power with an open context and nothing to do, for 10 s (5 s), once a run."""
+    def measure_idle(self, protocol: Protocol) -> None:
+        """Board power (W) with an open context and nothing to do, once a run.
+
+        The fork server imports meanwhile, which no board notices. Raises Interrupted.
+        """
         if self.gpu is None or self.idle_power_w is not None:
             return
-        probe = Probe(check="idle")
-        case = Case.model_validate({"model": "none", "workload": probe.model_dump()})
-        protocol = IDLE_GLANCE if glance else IDLE_PROTOCOL
-        record = self.run(Planned(case, 0, 0), protocol, keep=False)
-        self.idle_power_w = mean_power(record) if record is not None else None
+        self._stop_if_asked()
+        wait_for_memory(self.gpu)
+        seconds = GLANCE_S if protocol.profile in ("smoke", "quick") else IDLE_S
+        with self._folder() as folder:
+            worker = processes.start_idle(folder, seconds, self._environment)
+            with self._sampled(worker, folder):
+                self._starter(protocol)
+                watch(worker, folder, lambda _: None, self._asked_to_stop)
+            sat = next((p for p in journal.read(folder).phases if p.name == "idle"), None)
+            if sat is not None:
+                readings = read_readings(folder)
+                self.idle_power_w = mean_power(readings, sat.start_ns, sat.end_ns)
+        self._stop_if_asked()
 
     def run(
         self,
@@ -110,7 +119,7 @@ class Launcher:
         if lease is None:
             return None
         trial = _trial_of(planned, suite)
-        with lease, _beating(lease), self._folder() as folder:
+        with lease, lease.beating(), self._folder() as folder:
             if keep and planned.purpose == "measure" and self._exists(trial):
                 return None  # another process finished it between our plan and our lease
             record = self._trial(planned, protocol, suite, listener, folder)
@@ -230,14 +239,24 @@ class Launcher:
     ) -> tuple[Outcome, bool]:
         """One worker from start to end; how it ended, and whether the sampler lived."""
         worker = self._starter(protocol).start(folder)
+        with self._sampled(worker, folder) as lived:
+            outcome = watch(worker, folder, listener, self._asked_to_stop)
+        return outcome, lived[0]
+
+    @contextmanager
+    def _sampled(self, worker: Worker, folder: Path) -> Iterator[list[bool]]:
+        """Meters beside a worker until the block ends, and with it whatever the worker started.
+
+        The list says afterwards whether the sampler lived until it was stopped.
+        """
         uuid = self.gpu.uuid if self.gpu else None
         sampler = processes.start_sampler(folder, worker.pid, uuid, self._environment)
+        lived: list[bool] = []
         try:
-            outcome = watch(worker, folder, listener, self._asked_to_stop)
+            yield lived
         finally:
-            alive = processes.stop_sampler(sampler)
+            lived.append(processes.stop_sampler(sampler))
             processes.end_group(worker.pid)
-        return outcome, alive
 
     def _starter(self, protocol: Protocol) -> ForkServer | FreshInterpreter:
         if protocol.fresh_interpreters or self._unclean:
@@ -267,24 +286,3 @@ def _trial_of(planned: Planned, suite: str) -> Trial:
         attempt=planned.attempt,
         seed=planned.seed,
     )
-
-
-@contextmanager
-def _beating(lease: Lease) -> Iterator[None]:
-    """Keep a lease alive from a thread that does nothing else."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(10.0):
-            try:
-                lease.beat()
-            except OSError:
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

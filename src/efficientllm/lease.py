@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from efficientllm import clock
 
 STALE_SECONDS = 120.0
+BEAT_SECONDS = 10.0
 
 
 class Lease:
@@ -40,6 +42,26 @@ class Lease:
     def release(self) -> None:
         if self._mine():
             self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Keep the lease alive from a thread that does nothing else."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(BEAT_SECONDS):
+                try:
+                    self.beat()
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def _mine(self) -> bool:
         """Whether nobody has taken it over, as another host may after two silent minutes."""

@@ -207,20 +207,29 @@ class FreshInterpreter:
         self._environment = environment
 
     def start(self, folder: Path) -> Worker:
-        command = _python("efficientllm.worker", str(folder), str(os.getpid()))
-        with (folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=self._environment,
-                start_new_session=True,
-            )
-        return _Spawned(process)
+        return _spawn("efficientllm.worker", folder, self._environment)
 
     def close(self) -> None:
         """Nothing outlives a worker."""
+
+
+def start_idle(folder: Path, seconds: float, environment: dict[str, str]) -> Worker:
+    """A process that opens the device and does nothing with it for so long."""
+    return _spawn("efficientllm.idle", folder, environment, str(seconds))
+
+
+def _spawn(module: str, folder: Path, environment: dict[str, str], *words: str) -> Worker:
+    command = _python(module, str(folder), str(os.getpid()), *words)
+    with (folder / "stdout").open("ab") as out, (folder / "stderr").open("ab") as err:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=environment,
+            start_new_session=True,
+        )
+    return _Spawned(process)
 
 
 class _Spawned:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from efficientllm.journal import READINGS
-from efficientllm.record import Reading, Record
+from efficientllm.record import Reading
 
 
 def read_readings(folder: Path) -> list[Reading]:
@@ -75,15 +75,13 @@ def last_line(path: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def mean_power(record: Record) -> float | None:
-    """Mean of the instant power over a record's first steady window."""
-    series = next((r for r in record.readings if r.meter == "power"), None)
-    window = record.points[0].windows[0] if record.points and record.points[0].windows else None
-    if series is None or window is None:
-        return None
+def mean_power(readings: Iterable[Reading], start_ns: int, end_ns: int) -> float | None:
+    """Mean of the instant power (W) between two moments; None where it was not sampled."""
     watts = [
         w
+        for series in readings
+        if series.meter == "power"
         for t, w in zip(series.t_ns, series.columns["power_w"], strict=True)
-        if window.start_ns <= t <= window.end_ns and w is not None
+        if start_ns <= t <= end_ns and w is not None
     ]
     return sum(watts) / len(watts) if watts else None

@@ -100,7 +100,7 @@ class _Run:
             self.events.planned(due)
             for line in fetch_texts((p.case for p in trials), missing=True):
                 self.events.fetched(line)
-            self.launcher.measure_idle(glance=self.suite.protocol.profile in ("smoke", "quick"))
+            self.launcher.measure_idle(self.suite.protocol)
             ran = 0
             for planned in trials:
                 if self._no_time_for_another():
