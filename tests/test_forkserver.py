@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from efficientllm import forkserver, processes
+from efficientllm import forkserver
+from efficientllm.environment import child_environment
 from efficientllm.forkserver import open_device_files
 from efficientllm.lifeline import die_with_parent
 from efficientllm.processes import CannotStart, ForkServer
@@ -20,7 +21,7 @@ from tests.faults.tree import alive, descendants, wait_until
 
 
 def test_the_server_refuses_to_start_where_a_question_would_poison_its_forks() -> None:
-    environment = processes.child_environment(None)
+    environment = child_environment(None)
     del environment["PYTORCH_NVML_BASED_CUDA_CHECK"]
     command = [sys.executable, "-m", "efficientllm.forkserver", str(os.getpid())]
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
@@ -29,7 +30,7 @@ def test_the_server_refuses_to_start_where_a_question_would_poison_its_forks() -
 
 
 def test_a_library_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    environment = processes.child_environment(None) | {
+    environment = child_environment(None) | {
         "PYTHONPATH": str(lay_out(tmp_path / "fakes", customize="light")),
         "TORCH_STAND_IN_BROKEN": "torchao",
     }
@@ -38,7 +39,7 @@ def test_a_library_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
 
 
 def test_a_server_holds_no_device_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    environment = processes.child_environment(None) | {
+    environment = child_environment(None) | {
         "PYTHONPATH": str(lay_out(tmp_path / "fakes", customize="light"))
     }
     before = descendants(os.getpid())
@@ -51,7 +52,7 @@ def test_a_server_holds_no_device_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 
 def test_a_server_that_was_killed_cannot_start_a_worker(tmp_path: Path) -> None:
-    environment = processes.child_environment(None) | {
+    environment = child_environment(None) | {
         "PYTHONPATH": str(lay_out(tmp_path / "fakes", customize="light"))
     }
     before = descendants(os.getpid())
@@ -132,7 +133,7 @@ def test_no_preload_opens_cuda_or_asks_for_it_unprotected() -> None:
             importlib.import_module(module)
         assert seen <= {{"1"}}, seen
     """)
-    environment = processes.child_environment(None)
+    environment = child_environment(None)
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=False
     )

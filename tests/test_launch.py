@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from efficientllm import launch, processes, watch
+from efficientllm.environment import child_environment, tuning
 from efficientllm.launch import Interrupted, Launcher
 from efficientllm.plan import Planned
 from efficientllm.processes import CannotStart, FreshInterpreter
@@ -288,12 +289,29 @@ def test_secrets_never_reach_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    environment = processes.child_environment(None)
+    environment = child_environment(None)
     assert "secret" not in environment.values()
     assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     assert environment["HF_HUB_OFFLINE"] == "1"
-    assert processes.child_environment("GPU-1")["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert child_environment("GPU-1")["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+
+
+def test_kernels_are_kept_where_every_trial_looks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's own default, unless the user says otherwise; nothing where none can be kept."""
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert child_environment(None)["TRITON_CACHE_DIR"] == str(tmp_path / ".triton" / "cache")
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path / "nowhere"))
+    assert "TRITON_CACHE_DIR" not in child_environment(None)
+    (tmp_path / "nowhere").mkdir()
+    found = child_environment(None)["TRITON_CACHE_DIR"]
+    assert found == str(tmp_path / "nowhere" / ".triton" / "cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/own")
+    assert child_environment(None)["TRITON_CACHE_DIR"] == "/own"
 
 
 def test_the_record_names_variables_that_change_numbers_and_no_paths() -> None:
@@ -305,7 +323,7 @@ def test_the_record_names_variables_that_change_numbers_and_no_paths() -> None:
         "HOME": "/home/somebody",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }
-    assert processes.tuning(environment) == {
+    assert tuning(environment) == {
         "OMP_NUM_THREADS": "2",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }

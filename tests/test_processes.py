@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from efficientllm.processes import ForkServer, FreshInterpreter, child_environment, start_sampler
+from efficientllm.environment import child_environment
+from efficientllm.processes import ForkServer, FreshInterpreter, start_sampler
 
 STANDS_IN = """
 import random

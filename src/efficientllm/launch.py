@@ -20,6 +20,7 @@ from typing import Any
 
 from efficientllm import clock, journal, machine, processes
 from efficientllm.endings import left_over, overall, with_lost_point
+from efficientllm.environment import child_environment, tuning
 from efficientllm.failure import Interrupted as Interrupted
 from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
@@ -56,7 +57,7 @@ class Launcher:
 
         self._declared_peak = declared_peak
         self._space_bytes = space_bytes
-        self._environment = processes.child_environment(gpu.uuid if gpu else None)
+        self._environment = child_environment(gpu.uuid if gpu else None)
         self._server: ForkServer | None = None
         self._unclean: list[str] = []
         self._asked_to_stop: list[int] = []
@@ -187,7 +188,7 @@ class Launcher:
             machine=self.machine,
             software=self.software,
             resolved=resolved,
-            environment=processes.tuning(self._environment),
+            environment=tuning(self._environment),
             env_id=env_id(self.machine, self.software, resolved),
             declared_peak=self._declared_peak,
             build=next((s.build for s in reversed(stories) if s.build), None),

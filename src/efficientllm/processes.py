@@ -1,8 +1,7 @@
 """Starting workers and ending them: from a prepared fork server, or a fresh interpreter.
 
 Every worker has a process group of its own, so that ending it ends whatever it started,
-and dies with its parent. The child's environment is built here, explicitly, from a list
-of names; tokens and keys never reach a worker.
+and dies with its parent.
 """
 
 from __future__ import annotations
@@ -23,31 +22,6 @@ from efficientllm.failure import CannotStart as CannotStart
 START_LIMIT_S = 300.0
 GRACE_S = 10.0
 
-_PASSED = [
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "USER",
-    "LD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-    "XDG_CACHE_HOME",
-    "XDG_CONFIG_HOME",
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES",
-    "SSL_CERT_FILE",
-    "CC",
-    "CXX",
-]
-_TUNING = (
-    *("OMP_", "MKL_", "KMP_", "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_TF32", "PYTORCH_", "TORCH"),
-    *("TRITON_", "NCCL_", "MALLOC_", "LD_PRELOAD"),
-)
-
 
 class Worker(Protocol):
     """A running worker."""
@@ -56,30 +30,6 @@ class Worker(Protocol):
 
     def wait(self, seconds: float) -> int | None:
         """Its exit status (negative: killed by that signal), or None after so long."""
-
-
-def child_environment(gpu_uuid: str | None) -> dict[str, str]:
-    """The whole environment of a worker that uses this device and no other."""
-    kept = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_TUNING)}
-    return kept | {
-        "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "true",  # no tokenizer has run where workers are forked
-        "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
-def tuning(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that can change a number, for the record; paths and devices stay out."""
-    hidden = ("CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH")
-    return {
-        k: v
-        for k, v in sorted(environment.items())
-        if k.startswith(_TUNING) and k not in hidden and "/" not in v
-    }
 
 
 def _python(module: str, *words: str) -> list[str]:

@@ -39,6 +39,7 @@ from efficientllm.spec.case import Case, Point
 from efficientllm.spec.protocol import Protocol as MeasuringProtocol
 from efficientllm.techniques.peft import merge_adapters
 from efficientllm.workloads.compiling import report as compilation_report
+from efficientllm.workloads.compiling import start_compilers
 from efficientllm.workloads.train import NotFinite, Train
 
 IDLE_SECONDS = 2.0
@@ -94,6 +95,7 @@ def _trial(task: Task, log: Journal) -> Outcome:
     log.limit(LOAD_LIMIT_S, "opening the device and loading the model")
     with log.phase("open"):
         device = open_device(task.device)
+    start_compilers(getattr(case.workload, "compile", "none"), device)
     setting = Setting(task, case, protocol, device, log, AllocatorMemory(device.torch))
     if task.metered_power and task.first:
         with log.phase("idle"):

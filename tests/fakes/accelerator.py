@@ -103,6 +103,7 @@ class After(importlib.abc.MetaPathFinder):
 
 if __name__ == "sitecustomize":  # and not where a test only looks up what stands above
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    os.environ["TORCH_WARM_POOL"] = "0"  # nothing is compiled, so nothing need wait to do it
     changes = {
         "torch": change_torch,
         "efficientllm.device": change_device,

@@ -17,6 +17,7 @@ import pytest
 
 from efficientllm import processes
 from efficientllm.analysis.checks import flags
+from efficientllm.environment import child_environment
 from efficientllm.metrics import Unmeasured, View
 from efficientllm.metrics.energy import Energy, window_energy
 from efficientllm.readings import read_notes, read_readings
@@ -54,7 +55,7 @@ class Watch:
     def __init__(self, folder: Path, scenario: dict[str, Any]) -> None:
         self.out, self.fakes = folder / "out", lay_out(folder / "fakes", card=scenario)
         self.out.mkdir()
-        environment = processes.child_environment(UUID) | {"PYTHONPATH": str(self.fakes)}
+        environment = child_environment(UUID) | {"PYTHONPATH": str(self.fakes)}
         self.process: subprocess.Popen[bytes] = processes.start_sampler(
             self.out, os.getpid(), UUID, environment
         )

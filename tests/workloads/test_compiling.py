@@ -100,3 +100,24 @@ def test_layers_share_one_graph_in_training_and_one_each_in_prefill_and_decode()
         point.unit("decode")
     point.unit("prefill")
     assert compiling.compilations() == after_one_step
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "started"),
+    [
+        ("auto", CUDA, 1),
+        ("layer", CUDA, 1),
+        ("none", CUDA, 0),
+        ("auto", tiny.CPU, 0),
+        ("layer", tiny.CPU, 0),
+    ],
+)
+def test_compiling_processes_start_where_kernels_will_be_compiled(
+    wanted: str, device: Device, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[bool] = []
+    monkeypatch.setattr(
+        "torch._inductor.async_compile.maybe_warm_pool", lambda: starts.append(True)
+    )
+    compiling.start_compilers(wanted, device)
+    assert len(starts) == started

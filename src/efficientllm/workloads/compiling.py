@@ -32,6 +32,19 @@ def resolve(wanted: str, device: Device, *, ours: bool, decode: bool) -> str:
     return "model" if decode and not ours else "layer"
 
 
+def start_compilers(wanted: str, device: Device) -> None:
+    """Start the processes that Inductor compiles kernels in, where any will be.
+
+    They take seconds to import torch. Started with the trial they do so while it sits idle
+    and loads; started by the first compilation, it compiles most of its kernels alone.
+    """
+    if device.is_cpu or wanted == "none":
+        return
+    from torch._inductor.async_compile import maybe_warm_pool
+
+    maybe_warm_pool()
+
+
 def be_loud() -> None:
     """Fail when a recompile limit is hit instead of falling back to eager without a word."""
     import torch._dynamo
