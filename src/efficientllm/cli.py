@@ -204,6 +204,9 @@ def report(
     alone: Annotated[
         bool, typer.Option(help="leave out the published records that come with the package")
     ] = False,
+    suite: Annotated[
+        str, typer.Option(help="what the page begins with; default: what ran last")
+    ] = "",
 ) -> None:
     """Write one self-contained page about every record."""
     from efficientllm.commands import write_report
@@ -216,7 +219,7 @@ def report(
         if not results.records:
             raise ValueError(f"no records in {', '.join(map(str, places))}; run something first")
         others = None if alone else _load(*published())
-        print(f"page  {write_report(results, others, target)}")
+        print(f"page  {write_report(results, others, target, suite)}")
 
 
 @app.command(epilog="Example: efficientllm export --format latex -o table.tex")

@@ -146,11 +146,11 @@ class _Bar:
         )
 
 
-def write_report(results: Results, others: Results | None, target: Path) -> Path:
+def write_report(results: Results, others: Results | None, target: Path, suite: str = "") -> Path:
     """Write the page about these records, with others beside them for comparison."""
     from efficientllm.report.html import page
 
-    text = page(results, others)
+    text = page(results, others, suite)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, "utf-8")
     return target

@@ -62,6 +62,25 @@ def test_other_sizes_are_other_studies_and_what_was_set_is_named() -> None:
     ]
 
 
+def test_the_study_that_was_measured_at_more_points_comes_first_even_if_it_is_smaller() -> None:
+    def case(preset: str, context: int) -> list[Record]:
+        models = (made.model(a) | {"preset": preset} for a in ("mha", "gqa"))
+        workload = {"kind": "generate", "points": {"context": [context]}}
+        build = samples.build(total_params=sizes[preset])
+        return [
+            samples.record(
+                samples.case(name=f"{preset}{context}", model=m, workload=workload), build=build
+            )
+            for m in models
+        ]
+
+    sizes = {"0.5B-h16": 500_000_000, "1.5B-h16": 1_500_000_000}
+    even = [record for preset in sizes for record in case(preset, 4096)]
+    assert [study.size for study in studies(rows(even))] == ["1.5B-h16", "0.5B-h16"]
+    more = [*even, *case("0.5B-h16", 16384)]
+    assert [study.size for study in studies(rows(more))] == ["0.5B-h16", "1.5B-h16"]
+
+
 def test_two_of_a_kind_at_one_point_are_told_apart_by_their_settings() -> None:
     def record(window: int) -> object:
         attention = {"kind": "sliding", "window": window}

@@ -13,6 +13,7 @@ import pytest
 from efficientllm import record as r
 from efficientllm.report.html import page
 from efficientllm.results import Results
+from efficientllm.spec.document import SpecError
 from tests import samples
 
 HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(1)</script>{{7*7}}'
@@ -182,6 +183,30 @@ def test_a_store_with_nothing_but_probes_is_told_so() -> None:
     probe = samples.case(name="probe-sleep", model="none", technique=None, workload="probe")
     with pytest.raises(ValueError, match="run a suite first"):
         page(results(sample(of=probe, windows=[])))
+
+
+def test_a_page_begins_with_the_suite_that_is_named_or_else_with_what_ran_last() -> None:
+    early, late = (
+        tuple(
+            record.model_copy(
+                update={
+                    "trial": record.trial.model_copy(update={"suite": suite}),
+                    "started_at": f"2026-01-0{day}T00:00:00+00:00",
+                    "env_id": str(day) * 64,
+                }
+            )
+            for record in pair()
+        )
+        for day, suite in ((1, "quantization"), (2, "quickstart"))
+    )
+    both = results(*early, *late)
+    assert "EfficientLLM <span>quickstart</span>" in page(both)
+    named = page(both, suite="quantization")
+    assert "EfficientLLM <span>quantization</span>" in named
+    assert "NVIDIA H200, 2026-01-01, protocol standard" in named
+    assert named.count("<details id=") == 4, "what else there is stands below"
+    with pytest.raises(SpecError, match="called 'attention'; there is quantization, quickstart"):
+        page(both, suite="attention")
 
 
 def test_published_records_stand_beside_and_never_take_the_first_screen() -> None:

@@ -9,8 +9,9 @@ Only the backbone has such parts: a published shape or a checkpoint is nobody's 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from efficientllm.analysis.differences import Trainings, differences
 from efficientllm.analysis.sweep import recipe, tuned
@@ -98,7 +99,8 @@ def size(case: Case) -> str:
 def studies(rows: Iterable[Row]) -> list[Study]:
     """Every study with at least two variants.
 
-    First the one of which most variants ran, then in most stages, then the largest.
+    First the one of which most variants ran, then in most stages and at most points, then
+    the largest.
     """
     known = list(rows)
     found = []
@@ -109,7 +111,7 @@ def studies(rows: Iterable[Row]) -> list[Study]:
                 groups.setdefault(rest(row.case.model, axis), []).append(row)
         made = (_study(axis, group) for group in groups.values())
         found += [study for study in made if len(study.variants) > 1]
-    return sorted(found, key=lambda s: (-_ran(s), -_compared(s), -_parameters(s)))
+    return sorted(found, key=_order)
 
 
 def trained(study: Study) -> dict[str, Row]:
@@ -194,16 +196,17 @@ def _condition(case: Case, axis: Axis) -> str:
     return ", ".join([size(case), *told])
 
 
-def _ran(study: Study) -> int:
-    return sum(any(r.status == "ok" for r in rows) for rows in study.variants.values())
+def _order(study: Study) -> tuple[int, int, int, float]:
+    ran = [[row for row in rows if row.status == "ok"] for rows in study.variants.values()]
+    stages = _compared({row.case.stage for row in rows} for rows in ran)
+    points = _compared({(row.case.stage, row.point) for row in rows} for rows in ran)
+    return -sum(map(bool, ran)), -stages, -points, -_parameters(study)
 
 
-def _compared(study: Study) -> int:
-    """Stages in which at least two variants ran."""
-    ran = [
-        {row.case.stage for row in rows if row.status == "ok"} for rows in study.variants.values()
-    ]
-    return sum(sum(stage in found for found in ran) > 1 for stage in study.stages)
+def _compared(places: Iterable[set[Any]]) -> int:
+    """Of the places where variants ran, those where at least two did."""
+    counts = Counter(place for found in places for place in found)
+    return sum(count > 1 for count in counts.values())
 
 
 def _parameters(study: Study) -> float:

@@ -84,17 +84,15 @@ class Stage(NamedTuple):
         return [line.row for line in self.lines]
 
 
-def page(results: Results, beside: Results | None = None) -> str:
+def page(results: Results, beside: Results | None = None, suite: str = "") -> str:
     """The page about every record of the results, as text.
 
     `beside` are published records: their rows stand in the tables too, but the first screen
-    speaks of the results, as long as they hold more than probes.
+    speaks of the results, as long as they hold more than probes. It speaks of the suite that
+    is named, or of the one that ran last. Raises SpecError where there is nothing to say.
     """
     whole = results.beside(beside) if beside is not None else results
-    cases = results.cases() or whole.cases()
-    if not cases:
-        raise ValueError("there are only doctor's probes here; run a suite first")
-    newest = max(cases, key=lambda r: r.started_at)
+    newest = (results if results.cases() else whole).newest(suite)
     rows = whole.rows()  # oldest first: the order in which a suite runs
     own = {id(record) for record in results.records}
     main = rows_of_suite(rows, newest)

@@ -76,9 +76,9 @@ def _failed(rows: list[Row]) -> list[str]:
 
 
 def study_table(results: Results) -> str:
-    """The first screen of the newest suite's study: its matrix in short, and what it says."""
-    rows, newest = results.rows(), max(results.cases(), key=lambda record: record.started_at)
-    main = rows_of_suite(rows, newest)
+    """The first screen of the suite `attention`: its matrix in short, and what it says."""
+    rows = results.rows()
+    main = rows_of_suite(rows, results.newest("attention"))
     found = studies_of(main, rows)
     assert found is not None, "the records are of no study"
     shown = found.sections[0].matrix
