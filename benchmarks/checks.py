@@ -38,7 +38,7 @@ from efficientllm.models.sparse_cached import (
 )
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
 from efficientllm.models.sparse_reference import block_means, sparse_reference
-from efficientllm.models.vector import take_vectors
+from efficientllm.models.vector import multiply_heads, take_vectors
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
@@ -222,6 +222,23 @@ def one_row(device: torch.device, dtype: torch.dtype, *, rows: int, columns: int
     return Check(fast, reference, inputs, f"{rows} x {columns}")
 
 
+def one_row_each(device: torch.device, dtype: torch.dtype, *, across: bool) -> Check:
+    """A matrix for each of 16 heads with one row each, as absorbed latents have it."""
+    layer = nn.Linear(512, 16 * 128, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    if not take_vectors(layer):
+        raise Unsupported("only half precision on a GPU has a kernel for one row")
+    weight = layer.weight.view(16, 128, 512)
+    weight = weight.transpose(1, 2) if across else weight
+    _, rows, columns = weight.shape
+    inputs = {"x": draw(device, dtype, x=(1, 16, 1, columns))["x"].detach()}
+
+    def reference(x: Tensor) -> Tensor:
+        return torch.einsum("bhtk,hnk->bhtn", x.float(), weight.float())
+
+    fast = partial(multiply_heads, weight=weight, layer=layer)
+    return Check(fast, reference, inputs, f"16 heads, {rows} x {columns}")
+
+
 def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:
     """Loss and gradients slice by slice against cross-entropy of all logits in float32."""
     if kind == "liger":
@@ -271,6 +288,8 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "decode, split, latents": partial(decoded, kv=1, d=512, rest=64),
     "one row": partial(one_row, rows=9728, columns=896),
     "one row, long": partial(one_row, rows=1536, columns=8960),
+    "one row a head": partial(one_row_each, across=False),
+    "one row a head, across": partial(one_row_each, across=True),
     "loss, chunked": partial(sliced, kind="chunked"),
     "loss, liger": partial(sliced, kind="liger"),
 }

@@ -279,7 +279,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
 def _one_row(assembly: Assembly, how: str) -> dict[str, Any] | None:
     """Make products with one row fast; Inductor's settings where linear layers are left to it.
 
-    Products of bare parameters (MLA's absorbed ones, a user's own) are the library's.
+    Products of bare parameters (a user's own) are the library's.
     """
     build, resolved = assembly.build, assembly.resolved
     assert build is not None

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 from efficientllm.models.merge_kernel import merge
 from efficientllm.models.sparse_split_kernel import attend_sparse
 from efficientllm.models.split_kernel import attend_parts
-from efficientllm.models.vector_kernel import multiply
+from efficientllm.models.vector_kernel import multiply, multiply_each
 
 HALF = {"dtype": torch.bfloat16}
 SLOT = torch.zeros(1, dtype=torch.long)
@@ -60,6 +60,13 @@ def latents(group: int, rank: int, rest: int) -> None:
     merge(*found, None, (found[0].shape[2],), torch.bfloat16)
 
 
+def heads() -> None:
+    """A head's own matrix times its row, along its rows and across them."""
+    x, weight = torch.empty((1, 16, 1, 512), **HALF), torch.empty((16, 128, 512), **HALF)
+    multiply_each(x, weight)
+    multiply_each(x[..., :128], weight.transpose(1, 2))
+
+
 def main() -> None:
     """Everything, for each card."""
     JITFunction.__getitem__ = compiled  # type: ignore[method-assign]
@@ -75,6 +82,7 @@ def main() -> None:
         distances()
         latents(16, 512, 64)
         multiply(torch.empty((1, 1, 96), **HALF), torch.empty((7, 96), **HALF), None)
+        heads()
 
 
 if __name__ == "__main__":

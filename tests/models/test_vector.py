@@ -82,6 +82,53 @@ def test_the_operator_says_the_shape_of_what_it_gives() -> None:
         assert vector._multiply(x, weight, None).dtype == torch.bfloat16
 
 
+def test_each_head_has_its_own_product_and_only_one_row_goes_to_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def multiply_each(x: Tensor, weight: Tensor) -> Tensor:
+        asked.append(weight.shape[1])
+        return torch.einsum("bhtk,hnk->bhtn", x, weight)
+
+    monkeypatch.setattr(vector, "fits", lambda _: True)
+    monkeypatch.setattr(vector, "_multiply_each", multiply_each)
+    plain, taken = nn.Linear(5, 3 * 4), nn.Linear(5, 3 * 4)
+    taken.load_state_dict(plain.state_dict())
+    take_vectors(taken)
+    for batch, length, kernel in ((1, 1, [4]), (2, 1, []), (1, 2, [])):
+        x, asked[:] = torch.randn(batch, 3, length, 5), []
+        found = vector.multiply_heads(x, taken.weight.view(3, 4, 5), taken)
+        exact = torch.stack([x[:, h] @ plain.weight.view(3, 4, 5)[h].T for h in range(3)], 1)
+        assert torch.allclose(found, exact, atol=1e-6)
+        assert asked == kernel
+        assert torch.equal(found, vector.multiply_heads(x, plain.weight.view(3, 4, 5), plain))
+        assert asked == kernel, "a layer that nobody has taken keeps its library's product"
+
+
+def test_the_operator_for_heads_says_the_shape_of_what_it_gives() -> None:
+    with FakeTensorMode():
+        x, weight = torch.empty(1, 3, 1, 6, dtype=torch.bfloat16), torch.empty(3, 4, 6)
+        assert vector._multiply_each(x, weight).shape == (1, 3, 1, 4)
+        assert vector._multiply_each(x, weight).dtype == torch.bfloat16
+
+
+@with_triton
+@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize("size", [(16, 64, 256), (3, 70, 33), (1, 5, 512)])
+def test_the_kernel_multiplies_each_head(size: tuple[int, int, int], across: bool) -> None:
+    """Views of a layer's weight, and rows out of a fused product, lie where they lie."""
+    from efficientllm.models.vector_kernel import multiply_each
+
+    heads, rows, columns = size
+    weight = drawn(heads, 2 * rows + 1, columns, seed=1)[:, rows : 2 * rows]
+    if across:
+        weight = drawn(heads, columns + 2, rows, seed=1)[:, :columns].transpose(1, 2)
+    x = drawn(1, 1, heads, columns + 7, seed=0)[..., :columns].transpose(1, 2)
+    exact = torch.einsum("bhtk,hnk->bhtn", x.float(), weight.float())
+    agree(multiply_each(x, weight), exact)
+
+
 @with_triton
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("size", [(96, 1100), (7, 100), (33, 2048)])

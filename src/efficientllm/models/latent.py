@@ -28,6 +28,7 @@ from efficientllm.catalog.shape import Latent
 from efficientllm.models.attend import attend
 from efficientllm.models.attend_cached import attend_latents
 from efficientllm.models.position import Positions, rotate
+from efficientllm.models.vector import multiply_heads
 
 
 class LatentCache(NamedTuple):
@@ -114,7 +115,8 @@ class LatentAttention(nn.Module):
         sizes, latent = self.sizes, cache.latent
         weight = self.kv_b_proj.weight.view(self.heads, -1, sizes.kv_rank)
         to_keys, to_values = weight.split((sizes.qk_nope_dim, sizes.v_dim), dim=1)
-        q = torch.cat((torch.einsum("bhtn,hnl->bhtl", nope, to_keys), rope), dim=-1)
+        nope = multiply_heads(nope, to_keys.transpose(1, 2), self.kv_b_proj)
+        q = torch.cat((nope, rope), dim=-1)
         out = attend_latents(q, latent, sizes.kv_rank, positions, self.qk_dim**-0.5)
-        out = torch.einsum("bhtl,hvl->bhtv", out, to_values)
+        out = multiply_heads(out, to_values, self.kv_b_proj)
         return self.o_proj(out.transpose(1, 2).flatten(2))

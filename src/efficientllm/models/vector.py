@@ -43,6 +43,18 @@ def fits(module: nn.Linear) -> bool:
     return INSTALLED and plain and in_half_on_gpu(weight.device, weight.dtype)
 
 
+def multiply_heads(x: Tensor, weight: Tensor, layer: nn.Linear) -> Tensor:
+    """A matrix for each head times that head's rows: x [B, H, T, K], weight [H, N, K].
+
+    Gives [B, H, T, N]. `weight` is a view of a layer's; where that layer knows a product with
+    one vector, so does this.
+    """
+    one = x.shape[0] * x.shape[2] == 1 and x.dtype == weight.dtype
+    if one and isinstance(layer, VectorLinear):
+        return _multiply_each(x, weight)
+    return torch.einsum("bhtk,hnk->bhtn", x, weight)
+
+
 @torch.library.custom_op("efficientllm::multiply_vector", mutates_args=())
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """An operator of its own: a compiled layer stays one graph around it."""
@@ -54,3 +66,15 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @_multiply.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("efficientllm::multiply_vectors", mutates_args=())
+def _multiply_each(x: Tensor, weight: Tensor) -> Tensor:
+    from efficientllm.models.vector_kernel import multiply_each
+
+    return multiply_each(x, weight)
+
+
+@_multiply_each.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[1]))
