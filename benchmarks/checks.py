@@ -8,62 +8,27 @@ the same inputs in float32.
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from check import Check, Inputs, draw
+from decode_checks import decoded, decoded_sparse, one_row, one_row_each, prefilled_sparse
 from efficientllm.catalog.shape import Sparse
 from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend, attend_masked
-from efficientllm.models.attend_cached import (
-    SPLIT,
-    attend_cache,
-    attend_latents,
-    attend_products,
-    decoding,
-)
 from efficientllm.models.position import Documents, Positions
-from efficientllm.models.sparse_cached import (
-    CHOSEN_SPLIT,
-    SparseCache,
-    attend_sparse_cache,
-    attend_sparse_products,
-    sparse_decoding,
-)
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
 from efficientllm.models.sparse_reference import block_means, sparse_reference
-from efficientllm.models.vector import multiply_heads, take_vectors
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
 from efficientllm.workloads.compiling import compiled
-
-Inputs = dict[str, Tensor]
-
-
-class Check(NamedTuple):
-    """A kernel and its reference, which take the same named inputs and give one tensor."""
-
-    fast: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    inputs: Inputs  # those that require a gradient are compared in it
-    shape: str
-
-
-def draw(device: torch.device, dtype: torch.dtype, **sizes: tuple[int, ...]) -> Inputs:
-    """Standard normal inputs that get gradients, the same on every run, each name its own."""
-    inputs = {}
-    for name, size in sizes.items():
-        chance = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-        drawn = torch.randn(size, generator=chance, device=device)
-        inputs[name] = drawn.to(dtype).requires_grad_()
-    return inputs
 
 
 def _heads(
@@ -160,85 +125,6 @@ def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     return Check(fast, reference, inputs, f"2 x 512, heads 16/1, D {d}, block 32")
 
 
-def decoded(
-    device: torch.device, dtype: torch.dtype, *, kv: int, d: int = 128, rest: int = 0
-) -> Check:
-    """One new token over a cache in parts; with a rest, over latents. It has no gradients."""
-    if decoding(device, dtype, 16 // kv, d, d, rest) != SPLIT:
-        raise Unsupported("these sizes go by two products here")
-    sizes = {"q": (2, 16, 1, d + rest), "k": (2, kv, 4096, d + rest), "v": (2, kv, 4096, d)}
-    inputs = {name: x.detach() for name, x in draw(device, dtype, **sizes).items()}
-    positions, scale = Positions(slot=torch.tensor([4000], device=device)), (d + rest) ** -0.5
-
-    def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if rest:
-            return attend_latents(q, k, d, positions, scale)
-        return attend_cache(q, k, v, positions)
-
-    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        values = k[..., :d] if rest else v
-        return attend_products(q.float(), k.float(), values.float(), positions, scale)
-
-    return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/{kv}, D {d}+{rest}")
-
-
-def decoded_sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
-    """NSA for one new token over a cache of 4,096. It has no gradients."""
-    sizes, slot = Sparse(block=64, selected=16, window=512), torch.tensor([4000], device=device)
-    if sparse_decoding(device, dtype, 16, d, sizes) != CHOSEN_SPLIT:
-        raise Unsupported("these sizes go by products here")
-    wanted = {"q": (2, 16, 1, d), "k": (2, 1, 4096, d), "v": (2, 1, 4096, d), "gates": (2, 1, 48)}
-    inputs = {name: x.detach() for name, x in draw(device, dtype, **wanted).items()}
-    # Rounded once for both, so that both choose the same blocks.
-    inputs |= {f"block_{name}": block_means(inputs[name], sizes) for name in ("k", "v")}
-
-    def by(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def attend_one(q: Tensor, gates: Tensor, **cached: Tensor) -> Tensor:
-            cache = SparseCache(**{name: x.clone() for name, x in cached.items()})
-            new = (x[:, :, 4000:4001] for x in cache[:2])
-            return way(q, *new, gates, cache, slot, sizes)
-
-        return attend_one
-
-    fast, reference = by(attend_sparse_cache), by(attend_sparse_products)
-    return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/1, D {d}, block 64")
-
-
-def one_row(device: torch.device, dtype: torch.dtype, *, rows: int, columns: int) -> Check:
-    """A linear layer with one row, as decoding has it. It has no gradients."""
-    layer = nn.Linear(columns, rows, device=device, dtype=dtype).requires_grad_(False)
-    if not take_vectors(layer):
-        raise Unsupported("only half precision on a GPU has a kernel for one row")
-    inputs = {"x": draw(device, dtype, x=(1, 1, columns))["x"].detach()}
-
-    def fast(x: Tensor) -> Tensor:
-        out = layer(x)
-        assert isinstance(out, Tensor)
-        return out
-
-    def reference(x: Tensor) -> Tensor:
-        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
-
-    return Check(fast, reference, inputs, f"{rows} x {columns}")
-
-
-def one_row_each(device: torch.device, dtype: torch.dtype, *, across: bool) -> Check:
-    """A matrix for each of 16 heads with one row each, as absorbed latents have it."""
-    layer = nn.Linear(512, 16 * 128, bias=False, device=device, dtype=dtype).requires_grad_(False)
-    if not take_vectors(layer):
-        raise Unsupported("only half precision on a GPU has a kernel for one row")
-    weight = layer.weight.view(16, 128, 512)
-    weight = weight.transpose(1, 2) if across else weight
-    _, rows, columns = weight.shape
-    inputs = {"x": draw(device, dtype, x=(1, 16, 1, columns))["x"].detach()}
-
-    def reference(x: Tensor) -> Tensor:
-        return torch.einsum("bhtk,hnk->bhtn", x.float(), weight.float())
-
-    fast = partial(multiply_heads, weight=weight, layer=layer)
-    return Check(fast, reference, inputs, f"16 heads, {rows} x {columns}")
-
-
 def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:
     """Loss and gradients slice by slice against cross-entropy of all logits in float32."""
     if kind == "liger":
@@ -280,6 +166,8 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "flex, bias, D 32": partial(flex, adds="bias", d=32),
     "nsa": sparse,
     "nsa, D 64": partial(sparse, d=64),
+    "nsa, prefill": prefilled_sparse,
+    "nsa, prefill, D 64": partial(prefilled_sparse, d=64),
     "nsa, decode": decoded_sparse,
     "nsa, decode, D 64": partial(decoded_sparse, d=64),
     "decode, split, groups of 16": partial(decoded, kv=1),

@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import arms
-from checks import CHECKS, Check
+from check import Check
+from checks import CHECKS
 from efficientllm.record import Unsupported
 from efficientllm.techniques.build import DTYPE_NAMES
 

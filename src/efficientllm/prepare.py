@@ -23,7 +23,7 @@ from efficientllm.models.admission import admit
 from efficientllm.models.attend import kernel
 from efficientllm.models.checkpoint import build_model
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.decoding import decoding_of
+from efficientllm.models.decoding import decoding_of, prefill_of
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import LanguageModel, face
 from efficientllm.models.vector import take_vectors
@@ -256,6 +256,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
+        attention = prefill_of(build.shape, device.torch, dtype, attention)
         assembly.resolved["decode_attention"] = decoding_of(build.shape, device.torch, dtype)
     elif compiled:
         assembly.resolved["choice"] = "compiled"  # of the next token; it was eager once

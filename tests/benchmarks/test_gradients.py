@@ -22,7 +22,7 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import gradients
 
     yield gradients
-    for name in ("gradients", "checks", "arms"):
+    for name in ("gradients", "checks", "decode_checks", "check", "arms"):
         sys.modules.pop(name, None)
 
 
@@ -100,7 +100,7 @@ def test_a_product_with_one_row_is_called_as_a_layer_is(
     gradients: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its kernel needs a card, the way to it does not."""
-    checks = sys.modules["checks"]
+    checks = sys.modules["decode_checks"]
 
     def taken(layer: torch.nn.Linear) -> int:
         layer.__class__ = VectorLinear
@@ -108,5 +108,33 @@ def test_a_product_with_one_row_is_called_as_a_layer_is(
         return 1
 
     monkeypatch.setattr(checks, "take_vectors", taken)
-    check = checks.one_row(torch.device("cpu"), torch.bfloat16, rows=64, columns=32)
-    assert gradients.errors(check)["out"] < gradients.TOLERANCE[torch.bfloat16]
+    cpu, half = torch.device("cpu"), torch.bfloat16
+    check = checks.one_row(cpu, half, rows=64, columns=32)
+    assert gradients.errors(check)["out"] < gradients.TOLERANCE[half]
+
+    def each(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bhtk,hnk->bhtn", x, weight)
+
+    monkeypatch.setattr("efficientllm.models.vector._multiply_each", each)
+    for across in (True, False):
+        check = checks.one_row_each(cpu, half, across=across)
+        assert gradients.errors(check)["out"] < gradients.TOLERANCE[half]
+
+
+def test_a_sparse_prefill_is_checked_in_its_own_type_against_float32(
+    gradients: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernels need a card, the way to them does not; a wrong gate is seen."""
+    checks, cpu, half = sys.modules["decode_checks"], torch.device("cpu"), torch.bfloat16
+    monkeypatch.setattr(checks, "rows_fit", lambda *_: True)
+    for wrong in (0.0, 1.0):
+
+        def rows(*given: Any, wrong: float = wrong) -> torch.Tensor:
+            q, k, v, _, near, gates, sizes = given
+            assert q.dtype == half
+            branches = (*checks.sparse_reference(q, k, v, sizes), near)
+            return checks.gated(gates + wrong, branches)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(checks, "attend_sparse_rows", rows)
+        error = gradients.errors(checks.prefilled_sparse(cpu, half, d=64))["out"]
+        assert (error < gradients.TOLERANCE[half]) == (wrong == 0.0)

@@ -17,6 +17,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from efficientllm.models.merge_kernel import merge
+from efficientllm.models.sparse_rows_kernel import attend_rows
 from efficientllm.models.sparse_split_kernel import attend_sparse
 from efficientllm.models.split_kernel import attend_parts
 from efficientllm.models.vector_kernel import multiply, multiply_each
@@ -60,6 +61,13 @@ def latents(group: int, rank: int, rest: int) -> None:
     merge(*found, None, (found[0].shape[2],), torch.bfloat16)
 
 
+def rows(group: int, size: int) -> None:
+    """A prompt's sparse attention, as a model lays it out."""
+    q, k = (torch.empty((1, 640, n, size), **HALF).transpose(1, 2) for n in (2 * group, 2))
+    means, gates = torch.empty((1, 2, 10, size), **HALF), torch.empty((1, 640, 6 * group), **HALF)
+    attend_rows(q, k, k, (means, means), q, gates, 64, 4)
+
+
 def heads() -> None:
     """A head's own matrix times its row, along its rows and across them."""
     x, weight = torch.empty((1, 16, 1, 512), **HALF), torch.empty((16, 128, 512), **HALF)
@@ -83,6 +91,9 @@ def main() -> None:
         latents(16, 512, 64)
         multiply(torch.empty((1, 1, 96), **HALF), torch.empty((7, 96), **HALF), None)
         heads()
+        rows(16, 64)
+        rows(16, 128)
+        rows(128, 128)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,22 @@
-"""Which kernel attends for one new token: what the record calls it."""
+"""Which kernel attends in generation, for a prompt and for one new token: by the record's names."""
 
 from __future__ import annotations
 
 import torch
 
 from efficientllm.catalog.shape import Shape
+from efficientllm.models import sparse_rows
 from efficientllm.models.attend_cached import decoding
 from efficientllm.models.sparse_cached import sparse_decoding
+
+
+def prefill_of(shape: Shape, device: torch.device, dtype: torch.dtype, whole: str) -> str:
+    """What the record calls the attention of a prompt, where `whole` is that of whole rows."""
+    if shape.custom or shape.sparse is None:
+        return whole
+    group = shape.heads // shape.kv_heads
+    own = sparse_rows.rows_fit(device, dtype, group, shape.head_dim, shape.sparse)
+    return sparse_rows.KERNEL if own else whole
 
 
 def decoding_of(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:

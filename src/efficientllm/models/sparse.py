@@ -21,8 +21,9 @@ for: a short row reads less. `cost.py` counts by these.
 Where this differs from the paper: a block is compressed by its mean and not by a small
 network, blocks do not overlap (those that are compressed are those that are selected), and
 the three branches share their keys and values. Those are the choices of the kernels of
-flash-linear-attention (`fla/ops/nsa`), which run on a GPU; the reference here computes the
-same with every score written out.
+flash-linear-attention (`fla/ops/nsa`), which train on a GPU. Prefill and decoding, which need
+no gradients, have kernels of ours there; the reference here computes the same with every
+score written out.
 
 Choosing has no gradient: what is learned about where to look, the compressed branch learns.
 
@@ -43,6 +44,7 @@ from efficientllm.models.position import Positions, rotate
 from efficientllm.models.sparse_cached import SparseCache, attend_sparse_cache, gated
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
 from efficientllm.models.sparse_reference import block_means, sparse_reference
+from efficientllm.models.sparse_rows import attend_sparse_rows, rows_fit
 from efficientllm.record import Unsupported
 
 
@@ -78,10 +80,14 @@ class SparseAttention(Attention):
         if cache is not None and positions.slot is not None:
             out = attend_sparse_cache(q, k, v, gates, cache, positions.slot, self.sizes)
         else:
-            if cache is not None:
-                self._fill(cache, k, v)
+            means = block_means(k, self.sizes), block_means(v, self.sizes)
             window = attend(q, k, v, window=self.sizes.window)
-            out = gated(gates, (*self._blocks(q, k, v), window))
+            if cache is not None:
+                _fill(cache, k, v, means, k.shape[2] // self.sizes.block)
+            if cache is not None and self._by_rows(q):
+                out = attend_sparse_rows(q, k, v, means, window, gates, self.sizes)
+            else:
+                out = gated(gates, (*self._blocks(q, k, v, means), window))
         return self.o_proj(out.to(x.dtype).transpose(1, 2).flatten(2))
 
     def new_cache(  # type: ignore[override]
@@ -95,15 +101,23 @@ class SparseAttention(Attention):
         ]
         return SparseCache(*made)
 
-    def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_rows(self, q: Tensor) -> bool:
+        """Whether a prefill, which has no gradients, takes kernels of ours."""
+        return rows_fit(q.device, q.dtype, self.heads // self.kv_heads, self.head_dim, self.sizes)
+
+    def _blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         if self.kernels and in_half_on_gpu(q.device, q.dtype):
-            means = block_means(k, self.sizes), block_means(v, self.sizes)
             return sparse_branches(q, k, v, *means, self.sizes)
         return sparse_reference(q, k, v, self.sizes)
 
-    def _fill(self, cache: SparseCache, k: Tensor, v: Tensor) -> None:
-        whole = k.shape[2] // self.sizes.block
-        cache.k[:, :, : k.shape[2]].copy_(k)
-        cache.v[:, :, : v.shape[2]].copy_(v)
-        cache.block_k[:, :, :whole].copy_(block_means(k, self.sizes)[:, :, :whole])
-        cache.block_v[:, :, :whole].copy_(block_means(v, self.sizes)[:, :, :whole])
+
+def _fill(
+    cache: SparseCache, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor], whole: int
+) -> None:
+    """Write down keys and values [B, K, T, D] and the means of the `whole` blocks of them."""
+    cache.k[:, :, : k.shape[2]].copy_(k)
+    cache.v[:, :, : v.shape[2]].copy_(v)
+    cache.block_k[:, :, :whole].copy_(means[0][:, :, :whole])
+    cache.block_v[:, :, :whole].copy_(means[1][:, :, :whole])

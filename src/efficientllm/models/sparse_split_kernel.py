@@ -21,13 +21,11 @@ from torch import Tensor
 
 from efficientllm.models.attend_cached import PROGRAMS, chunk_of, empty_parts, rows_of
 from efficientllm.models.merge_kernel import merge
-from efficientllm.models.split_kernel import fill_parts, load_rows, mix, write_part
+from efficientllm.models.sparse_rows_kernel import ranked
+from efficientllm.models.split_kernel import fill_parts, load_rows, mix, warps, write_part
 
 MEANS = 64
 """Means that `_choose` looks at in one go."""
-
-MANY_MIXED = 16_384
-"""Numbers that `_tiles` mixes (heads of a group times a head) from which four warps spill."""
 
 
 class _Parts(NamedTuple):
@@ -81,7 +79,7 @@ def attend_sparse(
         tiles=split.tiles,
         block=block,
         size=size,
-        num_warps=8 if rows_of(group) * size >= MANY_MIXED else 4,
+        num_warps=warps(rows_of(group), size),
     )
     ends = (compressed, compressed + split.chosen, found[0].shape[2])
     return merge(*found, gates, ends, q.dtype)
@@ -191,7 +189,7 @@ def _choose(
     real = row < group
     query = load_rows(q + (which * group + row[:, None]) * size, real, size)
     at = tl.load(slot).to(tl.int32)
-    whole, own = (at + 1) // block, at // block
+    whole = (at + 1) // block
     lines = lse + which * parts * group + row
     most = tl.load(lines, mask=real, other=0.0)
     total = tl.full((rows,), 1.0, tl.float32)
@@ -212,11 +210,7 @@ def _choose(
         tl.store(shares + index, tl.sum(weights, 0), mask=seen)
     tl.debug_barrier()  # what some threads wrote, others read
     number = tl.arange(0, blocks)
-    share = tl.load(shares + number, mask=number < whole, other=0.0)
-    share = tl.where(number == 0, 1e30, share)
-    share = tl.where(number == own - 1, 2e30, share)
-    share = tl.where(number == own, 3e30, share)
-    share = tl.where(number > own, -1.0, share)
+    share = ranked(shares, at, block, blocks)
     for place in range(selected):
         best, best_number = tl.max(share, 0, return_indices=True)
         tl.store(chosen + which * selected + place, tl.where(best < 0.0, -1, best_number))

@@ -1,0 +1,138 @@
+"""What `gradients.py` checks of generation: a prompt, and one new token.
+
+These have no gradients; their outputs are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from check import Check, draw
+from efficientllm.catalog.shape import Sparse
+from efficientllm.models.attend_cached import (
+    SPLIT,
+    attend_cache,
+    attend_latents,
+    attend_products,
+    decoding,
+)
+from efficientllm.models.position import Positions
+from efficientllm.models.sparse_cached import (
+    CHOSEN_SPLIT,
+    SparseCache,
+    attend_sparse_cache,
+    attend_sparse_products,
+    gated,
+    sparse_decoding,
+)
+from efficientllm.models.sparse_reference import block_means, sparse_reference
+from efficientllm.models.sparse_rows import attend_sparse_rows, rows_fit
+from efficientllm.models.vector import multiply_heads, take_vectors
+from efficientllm.record import Unsupported
+
+
+def prefilled_sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
+    """NSA for whole rows under its gates, as a prefill has it.
+
+    On rows so short that every block is selected; the window's output is given.
+    """
+    sizes = Sparse(block=32, selected=16, window=64)
+    if not rows_fit(device, dtype, 16, d, sizes):
+        raise Unsupported("these kernels run in half precision on a GPU")
+    wanted = {"q": (2, 16, 512, d), "k": (2, 1, 512, d), "v": (2, 1, 512, d)}
+    wanted |= {"near": (2, 16, 512, d), "gates": (2, 512, 48)}
+    inputs = {name: x.detach() for name, x in draw(device, dtype, **wanted).items()}
+
+    def fast(q: Tensor, k: Tensor, v: Tensor, near: Tensor, gates: Tensor) -> Tensor:
+        means = block_means(k, sizes), block_means(v, sizes)
+        return attend_sparse_rows(q, k, v, means, near, gates, sizes)
+
+    def reference(**given: Tensor) -> Tensor:
+        q, k, v, near, gates = (x.float() for x in given.values())
+        return gated(gates, (*sparse_reference(q, k, v, sizes), near))
+
+    return Check(fast, reference, inputs, f"2 x 512, heads 16/1, D {d}, block 32")
+
+
+def decoded(
+    device: torch.device, dtype: torch.dtype, *, kv: int, d: int = 128, rest: int = 0
+) -> Check:
+    """One new token over a cache in parts; with a rest, over latents."""
+    if decoding(device, dtype, 16 // kv, d, d, rest) != SPLIT:
+        raise Unsupported("these sizes go by two products here")
+    sizes = {"q": (2, 16, 1, d + rest), "k": (2, kv, 4096, d + rest), "v": (2, kv, 4096, d)}
+    inputs = {name: x.detach() for name, x in draw(device, dtype, **sizes).items()}
+    positions, scale = Positions(slot=torch.tensor([4000], device=device)), (d + rest) ** -0.5
+
+    def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if rest:
+            return attend_latents(q, k, d, positions, scale)
+        return attend_cache(q, k, v, positions)
+
+    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        values = k[..., :d] if rest else v
+        return attend_products(q.float(), k.float(), values.float(), positions, scale)
+
+    return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/{kv}, D {d}+{rest}")
+
+
+def decoded_sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
+    """NSA for one new token over a cache of 4,096."""
+    sizes, slot = Sparse(block=64, selected=16, window=512), torch.tensor([4000], device=device)
+    if sparse_decoding(device, dtype, 16, d, sizes) != CHOSEN_SPLIT:
+        raise Unsupported("these sizes go by products here")
+    wanted = {"q": (2, 16, 1, d), "k": (2, 1, 4096, d), "v": (2, 1, 4096, d), "gates": (2, 1, 48)}
+    inputs = {name: x.detach() for name, x in draw(device, dtype, **wanted).items()}
+    # Rounded once for both, so that both choose the same blocks.
+    inputs |= {f"block_{name}": block_means(inputs[name], sizes) for name in ("k", "v")}
+
+    def by(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend_one(q: Tensor, gates: Tensor, **cached: Tensor) -> Tensor:
+            cache = SparseCache(**{name: x.clone() for name, x in cached.items()})
+            new = (x[:, :, 4000:4001] for x in cache[:2])
+            return way(q, *new, gates, cache, slot, sizes)
+
+        return attend_one
+
+    fast, reference = by(attend_sparse_cache), by(attend_sparse_products)
+    return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/1, D {d}, block 64")
+
+
+def one_row(device: torch.device, dtype: torch.dtype, *, rows: int, columns: int) -> Check:
+    """A linear layer with one row, as decoding has it."""
+    layer = nn.Linear(columns, rows, device=device, dtype=dtype).requires_grad_(False)
+    if not take_vectors(layer):
+        raise Unsupported("only half precision on a GPU has a kernel for one row")
+    inputs = {"x": draw(device, dtype, x=(1, 1, columns))["x"].detach()}
+
+    def fast(x: Tensor) -> Tensor:
+        out = layer(x)
+        assert isinstance(out, Tensor)
+        return out
+
+    def reference(x: Tensor) -> Tensor:
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+    return Check(fast, reference, inputs, f"{rows} x {columns}")
+
+
+def one_row_each(device: torch.device, dtype: torch.dtype, *, across: bool) -> Check:
+    """A matrix for each of 16 heads with one row each, as absorbed latents have it."""
+    layer = nn.Linear(512, 16 * 128, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    if not take_vectors(layer):
+        raise Unsupported("only half precision on a GPU has a kernel for one row")
+    weight = layer.weight.view(16, 128, 512)
+    weight = weight.transpose(1, 2) if across else weight
+    _, rows, columns = weight.shape
+    inputs = {"x": draw(device, dtype, x=(1, 16, 1, columns))["x"].detach()}
+
+    def reference(x: Tensor) -> Tensor:
+        return torch.einsum("bhtk,hnk->bhtn", x.float(), weight.float())
+
+    fast = partial(multiply_heads, weight=weight, layer=layer)
+    return Check(fast, reference, inputs, f"16 heads, {rows} x {columns}")
