@@ -102,6 +102,10 @@ def test_a_report_is_written_where_it_was_asked_for(store: Path, tmp_path: Path)
     result = called("report", store, "-o", tmp_path / "page.html", "--alone")
     assert result.exit_code == 0
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    told = called("report", store, "-o", tmp_path / "y.html", "--alone", "--suite", "nonsense")
+    assert told.exit_code == 2
+    assert "no record here is of a suite called 'nonsense'" in told.stderr
+    assert not (tmp_path / "y.html").exists()
     empty = called("report", tmp_path / "nothing", "-o", tmp_path / "x.html")
     assert empty.exit_code == 2
     assert "run something first" in empty.stderr

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from efficientllm import clock
 from efficientllm.lease import STALE_SECONDS
 from efficientllm.store import Store, StoreError
+from tests.faults.tree import wait_until
 
 HOLD = """
 import sys
@@ -77,6 +79,20 @@ def test_leaving_the_block_gives_the_lease_back_even_after_an_error(store: Store
     with pytest.raises(KeyError), lease:
         raise KeyError
     assert store.lease("x") is not None
+
+
+def test_a_lease_that_is_kept_beating_shows_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efficientllm.lease.BEAT_SECONDS", 0.01)
+    held = store.lease("x")
+    assert held is not None
+    rewrite(store, beat=0.0)
+    with held.beating():
+        wait_until(lambda: json.loads(path_of(store).read_text())["beat"] > 0.0, 10.0, "a beat")
+    rewrite(store, beat=0.0)
+    time.sleep(0.05)
+    assert json.loads(path_of(store).read_text())["beat"] == 0.0, "and stops with the block"
 
 
 def test_another_living_process_is_respected(store: Store, holder: subprocess.Popen[str]) -> None:

@@ -131,6 +131,22 @@ def test_a_trial_tells_its_phases_points_scores_and_product(tmp_path: Path, cach
     assert {path.name for path in product.iterdir()} >= {"config.json", "model.safetensors"}
 
 
+def test_compiling_processes_start_before_the_model_is_loaded(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    assemble = worker.assemble
+
+    def told(*arguments: Any) -> Any:
+        done.append("load")
+        return assemble(*arguments)
+
+    monkeypatch.setattr(worker, "start_compilers", lambda wanted, _: done.append(wanted))
+    monkeypatch.setattr(worker, "assemble", told)
+    ran(tmp_path, cache, {"compile": "layer"})
+    assert done == ["layer", "load"]
+
+
 def test_a_curve_is_scored_between_the_steps_and_changes_none_of_them(
     tmp_path: Path, cache: Path
 ) -> None:

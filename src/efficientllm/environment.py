@@ -67,8 +67,8 @@ def _triton_cache() -> dict[str, str]:
 
     Inductor sets TRITON_CACHE_DIR to a folder of its own as soon as it compiles a kernel in
     this process, and not when it finds all of them in its cache. A library that tunes kernels
-    then looks for its results elsewhere in a study's second trial than its first has put
-    them: NSA took 43 s to its first step again. Where no home can be written, Inductor chooses.
+    may then look for its results elsewhere in a study's second trial than its first has put
+    them. Where no home can be written, Inductor chooses.
     """
     home = Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~"))  # noqa: PTH111 - no error
     return {"TRITON_CACHE_DIR": str(home / ".triton" / "cache")} if os.access(home, os.W_OK) else {}

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from efficientllm import clock
-from efficientllm.device import open_device
 from efficientllm.journal import Journal
 from efficientllm.lifeline import die_with_parent
 from efficientllm.record import Outcome
@@ -26,7 +25,9 @@ LIMIT_S = 300.0
 def main() -> None:
     """Open the device, let it settle, and tell when the idle seconds began and ended."""
     folder, parent, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    die_with_parent(parent)
+    die_with_parent(parent)  # before torch is imported, which takes seconds
+    from efficientllm.device import open_device
+
     with Journal(folder) as log:
         log.limit(LIMIT_S, "idle power")
         with log.phase("open"):

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from efficientllm.failure import Interrupted as Interrupted
 from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
 from efficientllm.processes import ForkServer, FreshInterpreter, Worker
-from efficientllm.readings import mean_power, read_notes, read_readings
+from efficientllm.readings import last_line, mean_power, read_notes, read_readings
 from efficientllm.record import DONE, Outcome, Reading, Record, Trial
 from efficientllm.spec.model import Product
 from efficientllm.spec.protocol import Protocol
@@ -61,6 +61,7 @@ class Launcher:
         self._server: ForkServer | None = None
         self._unclean: list[str] = []
         self._asked_to_stop: list[int] = []
+        self._idle_asked, self._notes = False, dict[str, str]()
 
     def __enter__(self) -> Launcher:
         self._restore = [
@@ -85,20 +86,24 @@ class Launcher:
 
         The fork server imports meanwhile, which no board notices. Raises Interrupted.
         """
-        if self.gpu is None or self.idle_power_w is not None:
+        if self.gpu is None or self._idle_asked:
             return
+        self._idle_asked = True
         self._stop_if_asked()
         wait_for_memory(self.gpu)
         seconds = GLANCE_S if protocol.profile in ("smoke", "quick") else IDLE_S
         with self._folder() as folder:
             worker = processes.start_idle(folder, seconds, self._environment)
-            with self._sampled(worker, folder):
-                self._starter(protocol)
-                watch(worker, folder, lambda _: None, self._asked_to_stop)
+            outcome, _ = self._watched(
+                worker, folder, lambda _: None, meanwhile=lambda: self._starter(protocol)
+            )
             sat = next((p for p in journal.read(folder).phases if p.name == "idle"), None)
             if sat is not None:
                 readings = read_readings(folder)
                 self.idle_power_w = mean_power(readings, sat.start_ns, sat.end_ns)
+            elif outcome.status != "ok":
+                why = outcome.reason or last_line(folder / "stderr") or outcome.status
+                self._notes["idle"] = f"idle power could not be measured: {why}"
         self._stop_if_asked()
 
     def run(
@@ -159,7 +164,7 @@ class Launcher:
         folder: Path,
     ) -> Record:
         started_at, start_ns = clock.wall(), clock.now_ns()
-        notes = wait_for_memory(self.gpu)
+        notes = self._notes | wait_for_memory(self.gpu)
         stories: list[journal.Story] = []
         readings: list[Reading] = []
         outcome = Outcome()
@@ -239,25 +244,31 @@ class Launcher:
         self, folder: Path, protocol: Protocol, listener: Listener
     ) -> tuple[Outcome, bool]:
         """One worker from start to end; how it ended, and whether the sampler lived."""
-        worker = self._starter(protocol).start(folder)
-        with self._sampled(worker, folder) as lived:
-            outcome = watch(worker, folder, listener, self._asked_to_stop)
-        return outcome, lived[0]
+        return self._watched(self._starter(protocol).start(folder), folder, listener)
 
-    @contextmanager
-    def _sampled(self, worker: Worker, folder: Path) -> Iterator[list[bool]]:
-        """Meters beside a worker until the block ends, and with it whatever the worker started.
+    def _watched(
+        self,
+        worker: Worker,
+        folder: Path,
+        listener: Listener,
+        *,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> tuple[Outcome, bool]:
+        """A worker that runs to its end, with meters beside it; as `_process` gives it.
 
-        The list says afterwards whether the sampler lived until it was stopped.
+        Whatever happens, neither the meters nor what the worker started outlive it.
         """
-        uuid = self.gpu.uuid if self.gpu else None
-        sampler = processes.start_sampler(folder, worker.pid, uuid, self._environment)
-        lived: list[bool] = []
+        uuid, alive = self.gpu.uuid if self.gpu else None, False
         try:
-            yield lived
+            sampler = processes.start_sampler(folder, worker.pid, uuid, self._environment)
+            try:
+                meanwhile()
+                outcome = watch(worker, folder, listener, self._asked_to_stop)
+            finally:
+                alive = processes.stop_sampler(sampler)
         finally:
-            lived.append(processes.stop_sampler(sampler))
             processes.end_group(worker.pid)
+        return outcome, alive
 
     def _starter(self, protocol: Protocol) -> ForkServer | FreshInterpreter:
         if protocol.fresh_interpreters or self._unclean:

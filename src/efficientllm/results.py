@@ -63,7 +63,7 @@ class Results(NamedTuple):
             raise SpecError("there are only doctor's probes here; run a suite first")
         known = [record for record in cases if suite in ("", record.trial.suite)]
         if not known:
-            names = ", ".join(sorted({record.trial.suite for record in cases}))
+            names = ", ".join(sorted({record.trial.suite for record in cases} - {""}))
             raise SpecError(f"no record here is of a suite called {suite!r}; there is {names}")
         return max(known, key=lambda record: record.started_at)
 

@@ -67,3 +67,14 @@ def test_tuned_keeps_the_best_of_each_sweep_and_what_was_not_swept() -> None:
         ("learn-mla-rope-0.001", 1e-3),
     ]
     assert tuned(rows([made.pretrain("mha", 4096)])) == [], "nothing was learned there"
+
+
+def test_rates_are_compared_on_the_seeds_that_they_share() -> None:
+    """Seed 0 is a lucky one: alone at one rate it would beat the mean of three at the other."""
+    trials = [made.trained("mha", seed, lr=2e-3, bits=1.4 + 0.1 * seed) for seed in range(3)]
+    lucky = made.trained("mha", 0, lr=1e-3, bits=1.45)
+    (found,) = sweeps(rows([*trials, lucky]))
+    assert learning_rate(found.best) == 2e-3
+    apart = made.trained("mha", 3, lr=1e-3, bits=1.45)
+    (found,) = sweeps(rows([*trials, apart]))
+    assert learning_rate(found.best) == 1e-3, "no seed in common: 1.45 against a mean of 1.5"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers.models.deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3Attention,
@@ -11,6 +13,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
 )
 
 from efficientllm.catalog.shape import Latent
+from efficientllm.models import vector
 from efficientllm.models.encoding import Rotary
 from efficientllm.models.fuse import fuse
 from efficientllm.models.latent import LatentAttention
@@ -72,6 +75,34 @@ def test_decoding_over_latents_is_attention_over_written_out_keys(q_rank: int) -
         first = layer(x[:, :7], at(*range(7)), cache)
         rest = [layer(x[:, i : i + 1], at(i, slot=i), cache) for i in range(7, 12)]
     torch.testing.assert_close(torch.cat([first, *rest], 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_one_sequence_takes_the_kernels_for_vectors_where_the_layer_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def each(x: Tensor, weight: Tensor) -> Tensor:
+        asked.append(tuple(weight.shape))
+        return torch.einsum("bhtk,hnk->bhtn", x, weight)
+
+    monkeypatch.setattr(vector, "fits", lambda _: True)
+    monkeypatch.setattr(vector, "_multiply", F.linear)
+    monkeypatch.setattr(vector, "_multiply_each", each)
+    layer, _, _ = pair(0)
+    found = []
+    for taken in (False, True):
+        if taken:
+            vector.take_vectors(layer)
+        for batch in (1, 2):
+            x = torch.randn(batch, 3, HIDDEN, generator=torch.Generator().manual_seed(2))
+            cache = layer.new_cache(batch, 64, x.device, x.dtype)
+            with torch.inference_mode():
+                layer(x[:, :2], at(0, 1), cache)
+                found.append(layer(x[:, 2:], at(2, slot=2), cache))
+        assert asked == ([(HEADS, 24, 12), (HEADS, 20, 24)] if taken else [])
+    torch.testing.assert_close(found[2], found[0])
+    torch.testing.assert_close(found[3], found[1])
 
 
 def test_the_cache_holds_one_latent_and_one_key_a_token_whatever_the_heads() -> None:

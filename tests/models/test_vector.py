@@ -104,6 +104,11 @@ def test_each_head_has_its_own_product_and_only_one_row_goes_to_the_kernel(
         assert asked == kernel
         assert torch.equal(found, vector.multiply_heads(x, plain.weight.view(3, 4, 5), plain))
         assert asked == kernel, "a layer that nobody has taken keeps its library's product"
+    asked.clear()
+    vector.multiply_heads(torch.ones(1, 3, 1, 5), taken.weight.view(3, 4, 5).float(), taken)
+    with pytest.raises(RuntimeError, match="scalar type"):  # the library's own word
+        vector.multiply_heads(torch.ones(1, 3, 1, 5).half(), taken.weight.view(3, 4, 5), taken)
+    assert asked == [4]
 
 
 def test_the_operator_for_heads_says_the_shape_of_what_it_gives() -> None:
@@ -121,10 +126,17 @@ def test_the_kernel_multiplies_each_head(size: tuple[int, int, int], across: boo
     from efficientllm.models.vector_kernel import multiply_each
 
     heads, rows, columns = size
-    weight = drawn(heads, 2 * rows + 1, columns, seed=1)[:, rows : 2 * rows]
+    nothing = float("nan")  # beside what is to be read
+    around = drawn(heads, 2 * rows + 1, columns + 3, seed=1)
+    around[:, :rows] = around[:, 2 * rows :] = around[:, :, columns:] = nothing
+    weight = around[:, rows : 2 * rows, :columns]
     if across:
-        weight = drawn(heads, columns + 2, rows, seed=1)[:, :columns].transpose(1, 2)
-    x = drawn(1, 1, heads, columns + 7, seed=0)[..., :columns].transpose(1, 2)
+        around = drawn(heads, columns + 2, rows + 1, seed=1)
+        around[:, columns:] = around[:, :, rows:] = nothing
+        weight = around[:, :columns, :rows].transpose(1, 2)
+    wide = drawn(1, 1, heads, 2 * columns + 7, seed=0)
+    wide[..., 1::2] = wide[..., 2 * columns :] = nothing
+    x = wide[..., : 2 * columns : 2].transpose(1, 2)
     exact = torch.einsum("bhtk,hnk->bhtn", x.float(), weight.float())
     agree(multiply_each(x, weight), exact)
 

@@ -52,13 +52,17 @@ class Trainings(NamedTuple):
     size: str
     rows: dict[str, Row]
     differences: tuple[Difference, ...]
+    rates: int = 1
+    """Learning rates of which a row is the best, at most."""
 
     @property
     def told(self) -> str:
         """Their size and how little the least trained one was: `30M, 0.4 tokens a parameter`."""
         cells = (row.cell("tokens_per_param").interval for row in self.rows.values())
         least = min((interval.value for interval in cells if interval is not None), default=None)
-        return self.size + (f", {least:.2g} tokens a parameter" if least is not None else "")
+        few = f"{least:.2g} tokens a parameter" if least is not None else ""
+        best = f"best of {self.rates} learning rates" if self.rates > 1 else ""
+        return ", ".join(filter(None, (self.size, few, best)))
 
     def against(self, baseline: str, name: str) -> Difference | None:
         """A variant's difference from the baseline, whichever way round it was taken."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from efficientllm.analysis.differences import Trainings, differences
-from efficientllm.analysis.sweep import recipe, tuned
+from efficientllm.analysis.sweep import recipe, sweeps, tuned
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import unequal_work, unlike
 from efficientllm.spec.architecture import CustomAttention, GroupedQuery, RotaryPosition
@@ -134,7 +134,10 @@ def trained(study: Study) -> dict[str, Row]:
 def trainings(study: Study) -> Trainings:
     """The study's trainings with every difference between them; empty where it has none."""
     rows = trained(study)
-    return Trainings(study.size if rows else "", rows, tuple(differences(rows)))
+    shown = {id(row) for row in rows.values()}
+    tried = (len(s.tried) for s in sweeps(study.rows()) if id(s.best) in shown)
+    size = study.size if rows else ""
+    return Trainings(size, rows, tuple(differences(rows)), max(tried, default=1))
 
 
 def _tokens(found: dict[str, Row]) -> float:

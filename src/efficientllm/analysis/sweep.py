@@ -5,6 +5,9 @@ like it wins, so a fair comparison gives each its own best. A best rate that is 
 smallest or the largest tried says that the search ended too early: `EDGE_OF_SWEEP`. A rate
 at which training broke was tried too; it is what shows that the next smaller one is no edge.
 
+Rates are compared on the seeds that all of them were tried with: seeds scatter as much as
+neighbouring rates do, so one lucky seed of one rate would stand against another's mean.
+
 The best of several noisy values looks a little too good, and more so the more were tried. A
 verdict between variants comes from seeds (`differences`), but where the rates were chosen on
 those same seeds it carries some of this; the page then says how many rates each one tried.
@@ -15,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from efficientllm.analysis.differences import seed_bits
 from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import BY_KEY, Unmeasured, View
@@ -25,6 +29,7 @@ from efficientllm.spec.workload import AdamW, Training
 class Sweep(NamedTuple):
     """Rows equal but for their learning rate; `best` has the fewest bits per byte.
 
+    On the seeds that all its rates have in common; by its mean where there are none.
     `joules` are those of all trained steps, at each trial's joules per step; None, with the
     reason, where a trial has none.
     """
@@ -78,11 +83,18 @@ def _bits(row: Row) -> float | None:
     return cell.interval.value if usable and cell.interval is not None else None
 
 
+def _mean(bits: dict[int, float], seeds: set[int]) -> float:
+    """Mean over these seeds, or over all where there are none of these."""
+    wanted = [bits[seed] for seed in seeds] or list(bits.values())
+    return sum(wanted) / len(wanted)
+
+
 def _sweep(rows: list[Row]) -> Sweep | None:
-    scored = [(bits, row) for row in rows if (bits := _bits(row)) is not None]
+    scored = [(row, seed_bits(row)) for row in rows if _bits(row) is not None]
     if not scored:
         return None
-    best = min(scored, key=lambda pair: pair[0])[1]
+    common = set.intersection(*(set(bits) for _, bits in scored))
+    best = min(scored, key=lambda pair: _mean(pair[1], common))[0]
     rates = (learning_rate(row) for row in rows)
     tried = tuple(sorted({rate for rate in rates if rate is not None}))
     views = [view for row in rows for view in row.views]
