@@ -24,7 +24,7 @@ from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend, attend_masked
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
-from efficientllm.models.sparse_reference import block_means, sparse_reference
+from efficientllm.models.sparse_reference import means_of, sparse_reference
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
@@ -116,11 +116,12 @@ def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     inputs = draw(device, dtype, q=(2, 16, 512, d), k=(2, 1, 512, d), v=(2, 1, 512, d))
 
     def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        means = block_means(k, sizes), block_means(v, sizes)
+        means = means_of(k, v, sizes)
         return torch.cat(sparse_branches(q, k, v, *means, sizes))
 
     def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.cat(sparse_reference(q, k, v, sizes))
+        means = means_of(k, v, sizes)
+        return torch.cat(sparse_reference(q, k, v, means, sizes))
 
     return Check(fast, reference, inputs, f"2 x 512, heads 16/1, D {d}, block 32")
 

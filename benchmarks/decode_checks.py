@@ -30,7 +30,7 @@ from efficientllm.models.sparse_cached import (
     gated,
     sparse_decoding,
 )
-from efficientllm.models.sparse_reference import block_means, sparse_reference
+from efficientllm.models.sparse_reference import block_means, means_of, sparse_reference
 from efficientllm.models.sparse_rows import attend_sparse_rows, rows_fit
 from efficientllm.models.vector import multiply_heads, take_vectors
 from efficientllm.record import Unsupported
@@ -39,24 +39,27 @@ from efficientllm.record import Unsupported
 def prefilled_sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     """NSA for whole rows under its gates, as a prefill has it.
 
-    On rows so short that every block is selected; the window's output is given.
+    Every block is selected, more than one go looks at; the window's output is given.
     """
-    sizes = Sparse(block=32, selected=16, window=64)
+    sizes = Sparse(block=16, selected=128, window=64)
     if not rows_fit(device, dtype, 16, d, sizes):
         raise Unsupported("these kernels run in half precision on a GPU")
-    wanted = {"q": (2, 16, 512, d), "k": (2, 1, 512, d), "v": (2, 1, 512, d)}
-    wanted |= {"near": (2, 16, 512, d), "gates": (2, 512, 48)}
+    length = 256 if device.type == "cpu" else 2048
+    wanted = {"q": (2, 32, length, d), "k": (2, 2, length, d), "v": (2, 2, length, d)}
+    wanted |= {"near": (2, 32, length, d), "gates": (2, length, 96)}
     inputs = {name: x.detach() for name, x in draw(device, dtype, **wanted).items()}
 
     def fast(q: Tensor, k: Tensor, v: Tensor, near: Tensor, gates: Tensor) -> Tensor:
-        means = block_means(k, sizes), block_means(v, sizes)
+        means = means_of(k, v, sizes)
         return attend_sparse_rows(q, k, v, means, near, gates, sizes)
 
-    def reference(**given: Tensor) -> Tensor:
-        q, k, v, near, gates = (x.float() for x in given.values())
-        return gated(gates, (*sparse_reference(q, k, v, sizes), near))
+    def reference(q: Tensor, k: Tensor, v: Tensor, near: Tensor, gates: Tensor) -> Tensor:
+        # Rounded once for both: means in float32 are looked at otherwise.
+        block_k, block_v = (x.float() for x in means_of(k, v, sizes))
+        branches = sparse_reference(q.float(), k.float(), v.float(), (block_k, block_v), sizes)
+        return gated(gates.float(), (*branches, near.float()))
 
-    return Check(fast, reference, inputs, f"2 x 512, heads 16/1, D {d}, block 32")
+    return Check(fast, reference, inputs, f"2 x {length}, heads 32/2, D {d}, block 16")
 
 
 def decoded(

@@ -93,7 +93,7 @@ def row(
         found |= {"shape": check.shape, "errors": errors(check)}
     except Unsupported as why:
         return found | {"verdict": f"not here: {why}"}
-    except (RuntimeError, AssertionError, ImportError) as broken:  # a row, not the table's end
+    except Exception as broken:  # a row, not the table's end; a compiler's errors are many
         return found | {"verdict": f"FAILED: {str(broken).strip().splitlines()[0][:160]}"}
     right = all(e <= most for e in found["errors"].values())  # a NaN is not
     return found | {"verdict": "ok" if right else "FAILED"}

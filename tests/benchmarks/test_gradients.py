@@ -130,9 +130,9 @@ def test_a_sparse_prefill_is_checked_in_its_own_type_against_float32(
     for wrong in (0.0, 1.0):
 
         def rows(*given: Any, wrong: float = wrong) -> torch.Tensor:
-            q, k, v, _, near, gates, sizes = given
+            q, k, v, means, near, gates, sizes = given
             assert q.dtype == half
-            branches = (*checks.sparse_reference(q, k, v, sizes), near)
+            branches = (*checks.sparse_reference(q, k, v, means, sizes), near)
             return checks.gated(gates + wrong, branches)  # type: ignore[no-any-return]
 
         monkeypatch.setattr(checks, "attend_sparse_rows", rows)

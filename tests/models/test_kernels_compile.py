@@ -31,4 +31,6 @@ def test_every_kernel_compiles_for_cards_and_fits_into_their_memory(tmp_path: Pa
     assert {(name, card) for name, card, _ in made} == {
         (name, card) for name in kernels for card in ("80", "90")
     }
-    assert max(int(shared) for *_, shared in made) <= ROOM
+    # A data centre's cards have 227 KB, of which compilers take more than on those of 99.
+    for _, card, shared in made:
+        assert int(shared) <= (ROOM if card == "80" else 2 * ROOM)

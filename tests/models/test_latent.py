@@ -93,7 +93,7 @@ def test_one_sequence_takes_the_kernels_for_vectors_where_the_layer_has_them(
     found = []
     for taken in (False, True):
         if taken:
-            vector.take_vectors(layer)
+            vector.take_vectors(layer.kv_b_proj)
         for batch in (1, 2):
             x = torch.randn(batch, 3, HIDDEN, generator=torch.Generator().manual_seed(2))
             cache = layer.new_cache(batch, 64, x.device, x.dtype)

@@ -14,7 +14,7 @@ from efficientllm.models.attend import attend
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse import SparseAttention
 from efficientllm.models.sparse_cached import SparseCache
-from efficientllm.models.sparse_reference import block_means, sparse_reference
+from efficientllm.models.sparse_reference import block_means, means_of, sparse_reference
 from efficientllm.parameters import parameters
 from efficientllm.record import Unsupported
 from tests import tiny
@@ -72,7 +72,7 @@ def test_the_reference_is_its_definition_and_reads_as_many_keys_as_are_counted(
     monkeypatch.setattr(reference, "QUERIES", rows)
     sizes = SIZES.model_copy(update={"selected": selected})
     q, k, v = inputs(4, 2, length)
-    found_compressed, found_selected = sparse_reference(q, k, v, sizes)
+    found_compressed, found_selected = sparse_reference(q, k, v, means_of(k, v, sizes), sizes)
     read = 0
     for head in range(2):
         group = slice(2 * head, 2 * head + 2)
@@ -87,7 +87,8 @@ def test_the_reference_is_its_definition_and_reads_as_many_keys_as_are_counted(
 
 def test_when_every_block_is_selected_and_the_window_is_whole_both_are_plain_attention() -> None:
     q, k, v = inputs(4, 1, 30, batch=2)
-    _, selected = sparse_reference(q, k, v, Sparse(block=4, selected=16, window=30))
+    sizes = Sparse(block=4, selected=16, window=30)
+    _, selected = sparse_reference(q, k, v, means_of(k, v, sizes), sizes)
     whole = torch.nn.functional.scaled_dot_product_attention(
         q, k, v, is_causal=True, enable_gqa=True
     )
@@ -107,8 +108,10 @@ def test_gradients_are_finite_differences() -> None:
     """Choosing has none: a step too small to choose another block changes nothing by it."""
     q, k, v = (x.requires_grad_() for x in inputs(2, 1, 18))
 
-    def both(*x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(sparse_reference(*x, Sparse(block=2, selected=4, window=2)))
+    sizes = Sparse(block=2, selected=4, window=2)
+
+    def both(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.cat(sparse_reference(q, k, v, means_of(k, v, sizes), sizes))
 
     assert torch.autograd.gradcheck(both, (q, k, v))
 

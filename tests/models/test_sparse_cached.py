@@ -19,7 +19,7 @@ from efficientllm.models.sparse_cached import (
     attend_sparse_products,
     sparse_decoding,
 )
-from efficientllm.models.sparse_reference import block_means
+from efficientllm.models.sparse_reference import means_of
 from tests.models.kernels import agree, drawn, with_triton
 
 USUAL = Sparse(block=64, selected=16, window=512)
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 def step(heads: int, kv_heads: int, slots: int, slot: int, sizes: Sparse, size: int = 16) -> Step:
     """Two rows; keys and values of the new token are parts of differently wide products."""
     keys, values = (drawn(2, kv_heads, slots, size, seed=seed) for seed in (0, 1))
-    cache = SparseCache(keys, values, block_means(keys, sizes), block_means(values, sizes))
+    cache = SparseCache(keys, values, *means_of(keys, values, sizes))
     cache.block_k[:, :, slot // sizes.block :] = cache.block_v[:, :, slot // sizes.block :] = 0
     k = drawn(2, 1, kv_heads, 3 * size, seed=2)[..., :size].transpose(1, 2)
     v = drawn(2, 1, 2 * kv_heads, size, seed=5)[:, :, kv_heads:].transpose(1, 2)

@@ -15,12 +15,7 @@ from efficientllm.catalog.shape import Sparse
 from efficientllm.models import sparse_kernels
 from efficientllm.models.attend import kernel
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
-from efficientllm.models.sparse_reference import (
-    block_means,
-    chosen_blocks,
-    masked,
-    sparse_reference,
-)
+from efficientllm.models.sparse_reference import chosen_blocks, masked, means_of, sparse_reference
 from efficientllm.record import Unsupported
 from tests import tiny
 
@@ -67,7 +62,7 @@ def test_the_operators_say_the_shapes_of_what_they_give() -> None:
             torch.empty(2, heads, 200, 32, dtype=torch.bfloat16, requires_grad=True)
             for heads in (16, 1, 1)
         )
-        branches = sparse_branches(q, k, v, block_means(k, sizes), block_means(v, sizes), sizes)
+        branches = sparse_branches(q, k, v, *means_of(k, v, sizes), sizes)
         assert [b.shape for b in branches] == [q.shape, q.shape]
         sum(b.sum() for b in branches).backward()
         for x in (q, k, v):
@@ -162,8 +157,8 @@ def test_the_operators_pass_layouts_and_gradients_on(length: int) -> None:
         for heads in (4, 2, 2)
     ]
     q, k, v = leaves
-    found = sparse_branches(q, k, v, block_means(k, SMALL), block_means(v, SMALL), SMALL)
-    expected = sparse_reference(q, k, v, SMALL)
+    found = sparse_branches(q, k, v, *means_of(k, v, SMALL), SMALL)
+    expected = sparse_reference(q, k, v, means_of(k, v, SMALL), SMALL)
     torch.testing.assert_close(found, expected)
     down = [torch.randn(q.shape, generator=generator, dtype=torch.float64) for _ in found]
     gradients = torch.autograd.grad(found, leaves, down)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from efficientllm.catalog.shape import Sparse
 from efficientllm.models import attend_cached, sparse_rows
@@ -15,7 +14,7 @@ from efficientllm.models.decoding import prefill_of
 from efficientllm.models.position import Positions
 from efficientllm.models.sparse import SparseAttention
 from efficientllm.models.sparse_cached import gated
-from efficientllm.models.sparse_reference import block_means, sparse_reference
+from efficientllm.models.sparse_reference import means_of, sparse_reference
 from efficientllm.models.sparse_rows import attend_sparse_rows, rows_fit
 from tests import tiny
 from tests.models.kernels import DEVICE, DTYPE, GPU, agree, drawn, with_triton
@@ -24,43 +23,79 @@ USUAL = Sparse(block=64, selected=16, window=512)
 
 
 class Rows(NamedTuple):
-    """Inputs of a prefill, as parts of differently wide products."""
+    """Inputs of a prefill, as parts of differently wide products, amid what is not to be read."""
 
     q: Tensor
     k: Tensor
     v: Tensor
+    block_k: Tensor
+    block_v: Tensor
     near: Tensor
     gates: Tensor
 
     def by_kernels(self, sizes: Sparse) -> Tensor:
-        means = block_means(self.k, sizes), block_means(self.v, sizes)
-        return attend_sparse_rows(*self[:3], means, *self[3:], sizes)
+        means = self.block_k, self.block_v
+        return attend_sparse_rows(self.q, self.k, self.v, means, self.near, self.gates, sizes)
 
     def exact(self, sizes: Sparse) -> Tensor:
-        """By products in float32; the window's output is what it is."""
-        q, k, v, near, gates = (x.float() for x in self)
-        return gated(gates, (*sparse_reference(q, k, v, sizes), near))
+        """By products in float32 of the same numbers; the window's output is what it is."""
+        q, k, v, block_k, block_v, near, gates = (x.float() for x in self)
+        return gated(gates, (*sparse_reference(q, k, v, (block_k, block_v), sizes), near))
 
 
-def drawn_rows(batch: int, heads: int, kv_heads: int, length: int, size: int = 16) -> Rows:
-    k, v = (drawn(batch, length, kv_heads, n * size, seed=n)[..., :size] for n in (2, 3))
-    near = drawn(batch, length, heads, size, seed=1).transpose(1, 2)
-    gates = drawn(batch, length, 4 * heads, seed=4)[..., : 3 * heads]
-    # Large queries: blocks are looked at so unlike that rounding chooses no other ones.
-    q = 4 * drawn(batch, heads, length, size, seed=5)
-    return Rows(q, k.transpose(1, 2), v.transpose(1, 2), near, gates)
+def amid(x: Tensor, *more: int) -> Tensor:
+    """The same numbers as a part of something larger, by so much in each dimension, of NaN."""
+    larger = [n + extra for n, extra in zip(x.shape, more, strict=True)]
+    around = torch.full(larger, float("nan"), device=x.device, dtype=x.dtype)
+    part = around[
+        tuple(slice(extra // 2, extra // 2 + n) for n, extra in zip(x.shape, more, strict=True))
+    ]
+    return part.copy_(x)
+
+
+def drawn_rows(
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    length: int,
+    sizes: Sparse,
+    size: int = 16,
+    sharp: int = 4,
+) -> Rows:
+    """Large queries look at blocks so unlike that rounding seldom chooses another one."""
+    q = sharp * drawn(batch, length, heads, size, seed=5)
+    k, v = (drawn(batch, kv_heads, length, size, seed=seed) for seed in (2, 3))
+    near, gates = drawn(batch, heads, length, size, seed=1), drawn(batch, length, 3 * heads, seed=4)
+    block_k, block_v = means_of(k, v, sizes)
+    return Rows(
+        amid(q, 2, 2, 2, 8).transpose(1, 2),
+        amid(k, 2, 2, 2, 16),
+        amid(v.transpose(1, 2), 2, 2, 4, 32).transpose(1, 2),
+        amid(block_k, 0, 2, 2, 0),
+        amid(block_v, 2, 0, 4, 16),
+        amid(near.transpose(1, 2), 2, 4, 2, 16).transpose(1, 2),
+        amid(gates, 2, 2, heads),
+    )
+
+
+ON_CARD = [
+    (2, 32, 2, 2405, Sparse(block=16, selected=8, window=32), 700, 64),
+    (1, 128, 1, 300, Sparse(block=16, selected=4, window=8), 100, 128),
+    (1, 16, 1, 6000, Sparse(block=64, selected=16, window=512), 5000, 128),
+]
+INTERPRETED = [
+    (1, 16, 1, 101, Sparse(block=16, selected=4, window=32), 1000, 16),
+    (2, 8, 2, 21, Sparse(block=4, selected=4, window=32), 16, 16),
+    (1, 32, 2, 40, Sparse(block=8, selected=1, window=8), 7, 16),
+    (1, 128, 1, 20, Sparse(block=4, selected=16, window=8), 3, 16),
+    (1, 2, 2, 15, Sparse(block=16, selected=4, window=8), 1000, 16),
+]
 
 
 @with_triton
 @pytest.mark.parametrize(
-    ("batch", "heads", "kv_heads", "length", "sizes", "at_once"),
-    [
-        (1, 16, 1, 101, Sparse(block=16, selected=4, window=32), 1000),
-        (2, 8, 2, 21, Sparse(block=4, selected=4, window=32), 16),
-        (1, 32, 2, 40, Sparse(block=8, selected=1, window=8), 7),
-        (1, 128, 1, 20, Sparse(block=4, selected=16, window=8), 3),
-        (1, 2, 2, 15, Sparse(block=16, selected=4, window=8), 1000),
-    ],
+    ("batch", "heads", "kv_heads", "length", "sizes", "at_once", "size"),
+    ON_CARD if GPU else INTERPRETED,
 )
 def test_the_kernels_attend_as_the_reference(
     batch: int,
@@ -69,19 +104,43 @@ def test_the_kernels_attend_as_the_reference(
     length: int,
     sizes: Sparse,
     at_once: int,
+    size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With all queries at once and with some at a time; more blocks than one go looks at."""
     from efficientllm.models import sparse_rows_kernel
 
-    if GPU and sizes.block < 16:
-        pytest.skip("a card's products are not so small")
     if not GPU:
         monkeypatch.setattr(sparse_rows_kernel, "MEANS", 4)
     bytes_each = 4 * batch * kv_heads * -(-length // sizes.block)
     monkeypatch.setattr(sparse_rows_kernel, "SHARES_BYTES", bytes_each * at_once)
-    rows = drawn_rows(batch, heads, kv_heads, length)
+    rows = drawn_rows(batch, heads, kv_heads, length, sizes, size)
     agree(rows.by_kernels(sizes), rows.exact(sizes))
+
+
+@with_triton
+def test_a_block_that_nobody_looks_at_is_read_all_the_same_where_there_is_room() -> None:
+    sizes = Sparse(block=16, selected=16, window=8)
+    rows = drawn_rows(1, 2, 1, 90, sizes, sharp=200)
+    agree(rows.by_kernels(sizes), rows.exact(sizes))
+
+
+@with_triton
+def test_numbers_that_do_not_lie_side_by_side_are_refused() -> None:
+    rows = drawn_rows(1, 2, 1, 17, USUAL)
+    apart = rows._replace(k=rows.k.repeat_interleave(2, dim=-1)[..., ::2])
+    with pytest.raises(AssertionError, match="side by side"):
+        apart.by_kernels(USUAL)
+
+
+@with_triton
+def test_the_operator_is_what_its_fake_says() -> None:
+    sizes = Sparse(block=16, selected=2, window=8)
+    rows = drawn_rows(1, 4, 1, 20, sizes)
+    given = (*rows, sizes.block, sizes.selected)
+    torch.library.opcheck(sparse_rows._attend, given)
+    for x in (rows.by_kernels(sizes), sparse_rows._attend(*given)):
+        assert x.transpose(1, 2).is_contiguous(), "as the product after it wants it"
 
 
 @with_triton
@@ -89,7 +148,7 @@ def test_a_prefill_takes_the_kernels_and_a_training_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes, asked = Sparse(block=16, selected=2, window=32), []
-    layer = SparseAttention(48, 4, 1, 16, sizes, bias=True, qk_norm=False, eps=1e-6)
+    layer = SparseAttention(48, 4, 2, 16, sizes, bias=True, qk_norm=False, eps=1e-6)
     layer.to(DEVICE, DTYPE).requires_grad_(False)
     x = drawn(1, 37, 48, seed=0)
     positions = Positions()
@@ -100,7 +159,10 @@ def test_a_prefill_takes_the_kernels_and_a_training_does_not(
         asked.append(len(arguments))
         return attend_sparse_rows(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("efficientllm.models.sparse.rows_fit", lambda *_: True)
+    def fit(device: object, dtype: object, group: int, size: int, _: object) -> bool:
+        return (group, size) == (2, 16)
+
+    monkeypatch.setattr("efficientllm.models.sparse.rows_fit", fit)
     monkeypatch.setattr("efficientllm.models.sparse.attend_sparse_rows", told)
     found = layer(x, positions, caches[1])
     assert len(asked) == 1
@@ -137,13 +199,7 @@ def test_the_record_names_what_attends_to_a_prompt(monkeypatch: pytest.MonkeyPat
     assert prefill_of(shape, gpu, half, "fla nsa + flex") == "nsa rows + flex"
     assert prefill_of(shape, gpu, torch.float32, "masked reference") == "masked reference"
     assert prefill_of(tiny.shape(), gpu, half, "cudnn") == "cudnn"
+    three = tiny.shape(heads=24, kv_heads=3, head_dim=64, sparse=USUAL)
+    assert prefill_of(three, gpu, half, "") == "nsa rows + flex", "groups of 8, not of 24"
     own = shape.model_copy(update={"custom": "Mine"})
     assert prefill_of(own, gpu, half, "Mine") == "Mine"
-
-
-def test_the_operator_says_the_shape_of_what_it_gives() -> None:
-    with FakeTensorMode():
-        q, k = torch.empty(2, 16, 8, 4), torch.empty(2, 1, 8, 4)
-        out = sparse_rows._attend(q, k, k, k, k, q, torch.empty(2, 8, 48), 4, 2)
-        assert out.shape == q.shape
-        assert out.transpose(1, 2).is_contiguous(), "as the product after it wants it"

@@ -43,7 +43,7 @@ from efficientllm.models.attention import Attention
 from efficientllm.models.position import Positions, rotate
 from efficientllm.models.sparse_cached import SparseCache, attend_sparse_cache, gated
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
-from efficientllm.models.sparse_reference import block_means, sparse_reference
+from efficientllm.models.sparse_reference import means_of, sparse_reference
 from efficientllm.models.sparse_rows import attend_sparse_rows, rows_fit
 from efficientllm.record import Unsupported
 
@@ -80,7 +80,7 @@ class SparseAttention(Attention):
         if cache is not None and positions.slot is not None:
             out = attend_sparse_cache(q, k, v, gates, cache, positions.slot, self.sizes)
         else:
-            means = block_means(k, self.sizes), block_means(v, self.sizes)
+            means = means_of(k, v, self.sizes)
             window = attend(q, k, v, window=self.sizes.window)
             if cache is not None:
                 _fill(cache, k, v, means, k.shape[2] // self.sizes.block)
@@ -110,7 +110,7 @@ class SparseAttention(Attention):
     ) -> tuple[Tensor, Tensor]:
         if self.kernels and in_half_on_gpu(q.device, q.dtype):
             return sparse_branches(q, k, v, *means, self.sizes)
-        return sparse_reference(q, k, v, self.sizes)
+        return sparse_reference(q, k, v, means, self.sizes)
 
 
 def _fill(

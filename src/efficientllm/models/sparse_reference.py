@@ -25,15 +25,21 @@ def block_means(x: Tensor, sizes: Sparse) -> Tensor:
     return x.unflatten(2, (-1, sizes.block)).mean(3)
 
 
-def sparse_reference(q: Tensor, k: Tensor, v: Tensor, sizes: Sparse) -> tuple[Tensor, Tensor]:
+def means_of(k: Tensor, v: Tensor, sizes: Sparse) -> tuple[Tensor, Tensor]:
+    """Those of keys and of values."""
+    return block_means(k, sizes), block_means(v, sizes)
+
+
+def sparse_reference(
+    q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor], sizes: Sparse
+) -> tuple[Tensor, Tensor]:
     """The compressed and the selected branch of whole rows, every score written out.
 
-    q [B, H, T, D], k and v [B, K, T, D] -> two of [B, H, T, D]. For a CPU and for checking
-    the kernels. Goes through some queries at a time: at once they hold B x H x QUERIES x T
-    scores (a backward pass needs the weights of all).
+    q [B, H, T, D], k and v [B, K, T, D], their means [B, K, N, D] -> two of [B, H, T, D]. For a
+    CPU and for checking the kernels. Goes through some queries at a time: at once they hold
+    B x H x QUERIES x T scores (a backward pass needs the weights of all).
     """
     grouped = q.unflatten(1, (k.shape[1], -1))
-    means = block_means(k, sizes), block_means(v, sizes)
     parts = [
         _reference(grouped[..., first : first + QUERIES, :], first, k, v, means, sizes)
         for first in range(0, q.shape[2], QUERIES)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from efficientllm.catalog.shape import Sparse
-from efficientllm.models.attend_cached import MOST_MIXED, ROOM
+from efficientllm.models.attend_cached import ROOM
 from efficientllm.models.sparse_cached import CHOSEN_SPLIT, sparse_decoding
 
 KERNEL = "nsa rows + flex"
@@ -25,10 +25,13 @@ MEANS = 64
 def rows_fit(
     device: torch.device, dtype: torch.dtype, group: int, size: int, sizes: Sparse
 ) -> bool:
-    """Whether the kernels take G, D and the branches' sizes: where decoding's do, nearly."""
-    rows = max(TOGETHER, group)
-    room = 2 * (2 * MEANS * size + rows * (size + MEANS))
-    small = group & (group - 1) == 0 and rows * size <= MOST_MIXED and room <= ROOM
+    """Whether the kernels take G, D and the branches' sizes: where decoding's do, nearly.
+
+    Shared memory is counted as a consumer's card takes it; cards of a data centre, which have
+    twice as much, may take half as much again.
+    """
+    room = 2 * (2 * MEANS * size + max(TOGETHER, group) * (size + MEANS))
+    small = group & (group - 1) == 0 and room <= ROOM
     return small and sparse_decoding(device, dtype, group, size, sizes) == CHOSEN_SPLIT
 
 

@@ -21,11 +21,9 @@ from torch import Tensor
 
 from efficientllm.models.attend_cached import PROGRAMS, chunk_of, empty_parts, rows_of
 from efficientllm.models.merge_kernel import merge
+from efficientllm.models.sparse_rows import MEANS
 from efficientllm.models.sparse_rows_kernel import ranked
 from efficientllm.models.split_kernel import fill_parts, load_rows, mix, warps, write_part
-
-MEANS = 64
-"""Means that `_choose` looks at in one go."""
 
 
 class _Parts(NamedTuple):

@@ -70,6 +70,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("efficientllm::multiply_vectors", mutates_args=())
 def _multiply_each(x: Tensor, weight: Tensor) -> Tensor:
+    """The same for a matrix of each head."""
     from efficientllm.models.vector_kernel import multiply_each
 
     return multiply_each(x, weight)
