@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from efficientllm.lifeline import die_with_parent
-from efficientllm.machine import close_nvml
+from efficientllm.machine import close_nvml, gpus
 from efficientllm.unopened import cuda_is_open, unopened
 
 PRELOAD = (
@@ -37,9 +37,11 @@ PRELOAD = (
     "transformers.models.llama.modeling_llama",
     "peft",
     "torchao.quantization",
-    "torch._inductor.compile_fx",  # else every trial that compiles imports it, a second each
     "efficientllm.worker",
 )
+
+COMPILER = "torch._inductor.compile_fx"
+"""What every trial on a card would import for itself, a second each; a CPU runs eagerly."""
 
 
 _OTHERS = ("/dev/kfd", "/dev/dri")
@@ -53,7 +55,7 @@ def main() -> None:
     if os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") != "1":
         sys.exit("start this with PYTORCH_NVML_BASED_CUDA_CHECK=1")
     with unopened():
-        for name in PRELOAD:
+        for name in (*PRELOAD, *([COMPILER] if gpus() else [])):
             importlib.import_module(name)
     close_nvml()
     _tell({"ready": True, "device_files": open_device_files()})
