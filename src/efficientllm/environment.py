@@ -37,19 +37,16 @@ _TUNING = (
 def child_environment(gpu_uuid: str | None) -> dict[str, str]:
     """The whole environment of a worker that uses this device and no other."""
     kept = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_TUNING)}
-    return (
-        _triton_cache()
-        | kept
-        | {
-            "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "true",  # no tokenizer has run where workers are forked
-            "TRANSFORMERS_VERBOSITY": "error",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONWARNINGS": "ignore",
-        }
-    )
+    fixed = {
+        "CUDA_VISIBLE_DEVICES": gpu_uuid or "",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",  # no tokenizer has run where workers are forked
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return _triton_cache() | kept | fixed
 
 
 def tuning(environment: dict[str, str]) -> dict[str, str]:

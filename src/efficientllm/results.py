@@ -52,20 +52,20 @@ class Results(NamedTuple):
         """What `doctor` measured."""
         return [r for r in self.records if r.case["workload"]["kind"] == "probe"]
 
-    def cases(self) -> list[Record]:
-        """What suites measured: all that is no probe."""
-        return [r for r in self.records if r.case["workload"]["kind"] != "probe"]
+    def cases(self, suite: str = "") -> list[Record]:
+        """What suites, or the one that is named, measured: all that is no probe."""
+        found = (r for r in self.records if r.case["workload"]["kind"] != "probe")
+        return [record for record in found if suite in ("", record.trial.suite)]
 
     def newest(self, suite: str = "") -> Record:
         """The newest case, or the newest of a suite; raises SpecError where there is none."""
-        cases = self.cases()
-        if not cases:
+        found = self.cases(suite)
+        if found:
+            return max(found, key=lambda record: record.started_at)
+        if not self.cases():
             raise SpecError("there are only doctor's probes here; run a suite first")
-        known = [record for record in cases if suite in ("", record.trial.suite)]
-        if not known:
-            names = ", ".join(sorted({record.trial.suite for record in cases} - {""}))
-            raise SpecError(f"no record here is of a suite called {suite!r}; there is {names}")
-        return max(known, key=lambda record: record.started_at)
+        names = ", ".join(sorted({record.trial.suite for record in self.cases()} - {""}))
+        raise SpecError(f"no record here is of a suite called {suite!r}; there is {names}")
 
     def find(self, key: str, at: dict[str, int] | None = None) -> Row:
         """The one row that a key names: part of a case id, or of a case's name.

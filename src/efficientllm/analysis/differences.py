@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import combinations
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -52,8 +53,8 @@ class Trainings(NamedTuple):
     size: str
     rows: dict[str, Row]
     differences: tuple[Difference, ...]
-    rates: int = 1
-    """Learning rates of which a row is the best, at most."""
+    tried: Mapping[str, int] = MappingProxyType({})
+    """Of how many learning rates each row is the best."""
 
     @property
     def told(self) -> str:
@@ -61,7 +62,8 @@ class Trainings(NamedTuple):
         cells = (row.cell("tokens_per_param").interval for row in self.rows.values())
         least = min((interval.value for interval in cells if interval is not None), default=None)
         few = f"{least:.2g} tokens a parameter" if least is not None else ""
-        best = f"best of {self.rates} learning rates" if self.rates > 1 else ""
+        most = max(self.tried.values(), default=1)
+        best = f"best of {most} learning rates" if most > 1 else ""
         return ", ".join(filter(None, (self.size, few, best)))
 
     def against(self, baseline: str, name: str) -> Difference | None:

@@ -134,10 +134,9 @@ def trained(study: Study) -> dict[str, Row]:
 def trainings(study: Study) -> Trainings:
     """The study's trainings with every difference between them; empty where it has none."""
     rows = trained(study)
-    shown = {id(row) for row in rows.values()}
-    tried = (len(s.tried) for s in sweeps(study.rows()) if id(s.best) in shown)
-    size = study.size if rows else ""
-    return Trainings(size, rows, tuple(differences(rows)), max(tried, default=1))
+    best = {id(sweep.best): len(sweep.tried) for sweep in sweeps(study.rows())}
+    tried = {name: best.get(id(row), 1) for name, row in rows.items()}
+    return Trainings(study.size if rows else "", rows, tuple(differences(rows)), tried)
 
 
 def _tokens(found: dict[str, Row]) -> float:

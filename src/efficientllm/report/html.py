@@ -92,8 +92,7 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     is named, or of the one that ran last. Raises SpecError where there is nothing to say.
     """
     whole = results.beside(beside) if beside is not None else results
-    ran = any(suite in ("", record.trial.suite) for record in results.cases())
-    newest = (results if ran else whole).newest(suite)
+    newest = (results if results.cases(suite) else whole).newest(suite)
     rows = whole.rows()  # oldest first: the order in which a suite runs
     own = {id(record) for record in results.records}
     main = rows_of_suite(rows, newest)

@@ -103,7 +103,7 @@ def _section(study: Study, quality: Trainings) -> Section:
         charts if own.rows else (),
         own.differences,
         tuple(_swept(study, sweep) for sweep in sweeps(study.rows())),
-        " ".join(filter(None, (_budget(list(own.rows.values())), _tuning(study, own)))),
+        " ".join(filter(None, (_budget(list(own.rows.values())), _tuning(own)))),
     )
 
 
@@ -119,20 +119,13 @@ def _budget(rows: list[Row]) -> str:
     return f"{low if low == high else f'{low} to {high}'} tokens per parameter{few}."
 
 
-def _tuning(study: Study, own: Trainings) -> str:
+def _tuning(own: Trainings) -> str:
     """What choosing rates does to the verdicts: who tried more of them got more luck."""
-    found = [
-        (s, len(s.tried))
-        for s in sweeps(study.rows())
-        if any(s.best is row for row in own.rows.values())
-    ]
-    if not found:
+    most = max(own.tried.values(), default=1)
+    if most == 1:
         return ""
-    tried = {
-        name: next((n for s, n in found if s.best is row), 1) for name, row in own.rows.items()
-    }
-    counts = ", ".join(f"{name} {n}" for name, n in tried.items())
-    uneven = "; unevenly, which favours those with more" if len(set(tried.values())) > 1 else ""
+    counts = ", ".join(f"{name} {n}" for name, n in own.tried.items())
+    uneven = "; unevenly, which favours those with more" if min(own.tried.values()) < most else ""
     return (
         "Each stands with its best learning rate, chosen on the same seeds and text, which makes it"
         f" look a little too good. Rates tried: {counts}{uneven}."
