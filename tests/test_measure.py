@@ -255,7 +255,7 @@ class Points(Work):
 
 
 def test_the_windows_of_a_point_come_in_order_and_the_check_is_brief(world: World) -> None:
-    work = Points(world, {"prefill": 0.2, "decode": 0.01, "request": 1.5})
+    work = Points(world, {"prefill": 0.2, "decode": 0.01, "request": 1.0})
     windows = Loop(work, world, QUICK).measure()
     assert [w.name for w in windows] == ["prefill", "decode", "request"]
     assert windows[0].units >= 25
@@ -263,6 +263,17 @@ def test_the_windows_of_a_point_come_in_order_and_the_check_is_brief(world: Worl
     assert windows[2].units == BRIEF_UNITS
     for a, b in itertools.pairwise(windows):
         assert a.end_ns <= b.start_ns
+
+
+def test_long_units_are_fewer_in_a_window_that_only_checks_others(world: World) -> None:
+    *_, check = Loop(
+        Points(world, {"prefill": 1, "decode": 1, "request": 4.0}), world, QUICK
+    ).measure()
+    assert check.units == 2
+    *_, check = Loop(
+        Points(world, {"prefill": 1, "decode": 1, "request": 1.5}), world, QUICK
+    ).measure()
+    assert check.units == 4
 
 
 def test_the_windows_of_a_point_share_its_cap(world: World) -> None:

@@ -140,7 +140,7 @@ class Loop:
         first = self._timed_block(name, 1)
         self._cold_s += first.seconds[0]  # compilation is paid once and is not the cap's business
         if name in self.work.brief:  # the windows before have warmed everything
-            stop = brief(share)
+            stop = brief(first.seconds[0], share)
             return self._steady(name, stop, first.seconds[0], [], True)
         budget = self.work.budget
         blocks, converged = self._warm_up(name, share, budget)

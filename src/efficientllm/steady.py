@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterable
 
@@ -11,6 +12,9 @@ MIN_UNITS = 3
 
 BRIEF_UNITS = 5
 """Units that are enough for a window which only checks others."""
+
+BRIEF_SECONDS = 5.0
+"""Or those that take so long together, two at least: what is long scatters little."""
 
 SETTLE_UNITS = 3
 """Units after an interlude that are in no window: it has changed caches and clocks."""
@@ -31,9 +35,14 @@ def longest_stretch(done: int, interludes: Iterable[int], total: int) -> tuple[i
     return max(found, key=lambda stretch: stretch[1] - stretch[0])
 
 
-def brief(seconds_left: float) -> Callable[[int, float], bool]:
-    """When a window that only checks others has enough: few units, or one where time is up."""
-    return lambda units, seconds: units >= BRIEF_UNITS or (units > 0 and seconds > seconds_left)
+def brief(unit_s: float, seconds_left: float) -> Callable[[int, float], bool]:
+    """When a window that only checks others has enough: few units, fewer where they are long.
+
+    How many is settled before the first, because Python runs ahead of the device. One is
+    enough only where time is up.
+    """
+    wanted = max(2, min(BRIEF_UNITS, math.ceil(BRIEF_SECONDS / max(unit_s, 1e-6))))
+    return lambda units, seconds: units >= wanted or (units > 0 and seconds > seconds_left)
 
 
 def agree(before: list[float], after: list[float]) -> bool:

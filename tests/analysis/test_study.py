@@ -62,9 +62,9 @@ def test_other_sizes_are_other_studies_and_what_was_set_is_named() -> None:
     ]
 
 
-def test_the_study_that_was_measured_at_more_points_comes_first_even_if_it_is_smaller() -> None:
-    def case(preset: str, context: int) -> list[Record]:
-        models = (made.model(a) | {"preset": preset} for a in ("mha", "gqa"))
+def test_the_study_with_more_that_can_be_compared_comes_first_even_if_it_is_smaller() -> None:
+    def case(preset: str, context: int, *attentions: str) -> list[Record]:
+        models = (made.model(a) | {"preset": preset} for a in attentions or ("mha", "gqa"))
         workload = {"kind": "generate", "points": {"context": [context]}}
         build = samples.build(total_params=sizes[preset])
         return [
@@ -79,6 +79,9 @@ def test_the_study_that_was_measured_at_more_points_comes_first_even_if_it_is_sm
     assert [study.size for study in studies(rows(even))] == ["1.5B-h16", "0.5B-h16"]
     more = [*even, *case("0.5B-h16", 16384)]
     assert [study.size for study in studies(rows(more))] == ["0.5B-h16", "1.5B-h16"]
+    third = [record for preset in sizes for record in case(preset, 65536, "mha", "gqa", "mqa")]
+    gap = [*third, *case("1.5B-h16", 4096), *case("0.5B-h16", 4096, "mha", "gqa", "mqa")]
+    assert [study.size for study in studies(rows(gap))] == ["0.5B-h16", "1.5B-h16"]
 
 
 def test_two_of_a_kind_at_one_point_are_told_apart_by_their_settings() -> None:

@@ -38,6 +38,7 @@ def work(
 
 
 def digest(of: Generate) -> str:
+    of.unit("request")
     return of.result(EMPTY).output_sha256
 
 

@@ -99,8 +99,8 @@ def size(case: Case) -> str:
 def studies(rows: Iterable[Row]) -> list[Study]:
     """Every study with at least two variants.
 
-    First the one of which most variants ran, then in most stages and at most points, then
-    the largest.
+    First the one of which most variants ran, then the one with most of them beside another
+    in a stage, then at a point (an out of memory leaves a gap), then the largest.
     """
     known = list(rows)
     found = []
@@ -206,9 +206,9 @@ def _order(study: Study) -> tuple[int, int, int, float]:
 
 
 def _compared(places: Iterable[set[Any]]) -> int:
-    """Of the places where variants ran, those where at least two did."""
+    """How often a variant ran at a place where another one did."""
     counts = Counter(place for found in places for place in found)
-    return sum(count > 1 for count in counts.values())
+    return sum(count for count in counts.values() if count > 1)
 
 
 def _parameters(study: Study) -> float:

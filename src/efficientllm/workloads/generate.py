@@ -75,9 +75,7 @@ class Generate:
             case "decode":
                 self._decode_step()
             case _:
-                self._prefill()
-                for _ in range(self._new_tokens - 1):
-                    self._decode_step()
+                self._request()
 
     def check(self) -> None:
         """Greedy choices are integers; there is nothing that could be not finite."""
@@ -124,24 +122,31 @@ class Generate:
     def result(self, result: PointResult) -> PointResult:
         """Add the digest of one request's tokens: equal trials must give equal text.
 
-        Not where a prefill was too slow to be measured.
+        Not where requests were too slow to be made.
         """
-        if "prefill" in result.left_out:
+        if not self._generated:
             return result
-        self._prefill()
-        tokens = [self._token.clone()]
-        for _ in range(self._new_tokens - 1):
-            self._decode_step()
-            tokens.append(self._token.clone())
-        text = torch.cat(tokens, dim=1).cpu().numpy().tobytes()
+        text = torch.cat(self._generated, dim=1).cpu().numpy().tobytes()
         return result.model_copy(update={"output_sha256": hashlib.sha256(text).hexdigest()})
 
     def close(self) -> None:
         """Free the cache and the graph's memory pool."""
         self._replay = None
+        self._generated.clear()
         del self._cache, self._decode
         compiling.reset()
         free_cached()
+
+    def _request(self) -> None:
+        """One whole request. The first, which no clock counts, keeps the tokens it puts out."""
+        first = not self._generated
+        self._capture_once()
+        self._prefill()
+        for step in range(self._new_tokens):
+            if step:
+                self._decode_step()
+            if first:
+                self._generated.append(self._token.clone())
 
     def _prefill(self) -> None:
         logits = self._face.prefill(self._prompts, self._cache)
@@ -153,17 +158,21 @@ class Generate:
         if self._position >= self._point.context + self._new_tokens - 1:
             self._slot.fill_(self._point.context)
             self._position = self._point.context
-        if self._graph and self._replay is None:
-            # Capturing runs the step CAPTURE_CALLS times, each one slot further.
-            self._slot.fill_(min(self._position, self._length - CAPTURE_CALLS))
-            self._replay = capture(self._step)
-            self._slot.fill_(self._position)
+        self._capture_once()
         if self._replay is not None:
             self._replay()
         else:
             self._step()
         self._position += 1
         self._visible.append(self._position)
+
+    def _capture_once(self) -> None:
+        """Put the decode step into a graph; what that writes, the next prefill overwrites."""
+        if self._graph and self._replay is None:
+            # Capturing runs the step CAPTURE_CALLS times, each one slot further.
+            self._slot.fill_(min(self._position, self._length - CAPTURE_CALLS))
+            self._replay = capture(self._step)
+            self._slot.fill_(self._position)
 
     def _step(self) -> None:
         logits = self._decode(self._token, self._slot, self._cache)
