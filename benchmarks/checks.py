@@ -24,7 +24,7 @@ from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend, attend_masked
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse_kernels import obstacle, sparse_branches
-from efficientllm.models.sparse_reference import means_of, sparse_reference
+from efficientllm.models.sparse_reference import masked, means_of, sparse_reference
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
@@ -108,12 +108,7 @@ def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
     Which blocks are chosen near a tie is no question of a gradient.
     """
     sizes = Sparse(block=32, selected=16, window=64)
-    _only_on_gpu(device)
-    if not in_half_on_gpu(device, dtype):
-        raise Unsupported("these kernels run in half precision")
-    if why := obstacle(16, 1, sizes):
-        raise Unsupported(why)
-    inputs = draw(device, dtype, q=(2, 16, 512, d), k=(2, 1, 512, d), v=(2, 1, 512, d))
+    inputs = _sparse_inputs(device, dtype, sizes, 512, d)
 
     def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         means = means_of(k, v, sizes)
@@ -124,6 +119,42 @@ def sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
         return torch.cat(sparse_reference(q, k, v, means, sizes))
 
     return Check(fast, reference, inputs, f"2 x 512, heads 16/1, D {d}, block 32")
+
+
+def compressed(device: torch.device, dtype: torch.dtype, *, d: int = 128) -> Check:
+    """NSA's compressed branch alone, on rows long enough for several tiles of means.
+
+    The first queries' gradients are left out: where there is one mean to see they are rounding.
+    """
+    sizes = Sparse(block=64, selected=16, window=512)
+    inputs = _sparse_inputs(device, dtype, sizes, 8192, d)
+
+    def later(q: Tensor) -> Tensor:
+        first, rest = q.split((4 * sizes.block, q.shape[2] - 4 * sizes.block), dim=2)
+        return torch.cat((first.detach(), rest), dim=2)
+
+    def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return sparse_branches(later(q), k, v, *means_of(k, v, sizes), sizes)[0]
+
+    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, means = later(q), means_of(k, v, sizes)
+        at = torch.arange(q.shape[2], device=device)[:, None]
+        seen = torch.arange(means[0].shape[2], device=device) < (at + 1) // sizes.block
+        return masked(q.unsqueeze(1), *means, seen)[0].flatten(1, 2)
+
+    return Check(fast, reference, inputs, f"2 x 8192, heads 16/1, D {d}, block 64")
+
+
+def _sparse_inputs(
+    device: torch.device, dtype: torch.dtype, sizes: Sparse, length: int, d: int
+) -> dict[str, Tensor]:
+    """Queries of 16 heads over one key/value head, where the kernels of NSA run."""
+    _only_on_gpu(device)
+    if not in_half_on_gpu(device, dtype):
+        raise Unsupported("these kernels run in half precision")
+    if why := obstacle(16, 1, sizes):
+        raise Unsupported(why)
+    return draw(device, dtype, q=(2, 16, length, d), k=(2, 1, length, d), v=(2, 1, length, d))
 
 
 def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:
@@ -167,6 +198,8 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "flex, bias, D 32": partial(flex, adds="bias", d=32),
     "nsa": sparse,
     "nsa, D 64": partial(sparse, d=64),
+    "nsa, compressed": compressed,
+    "nsa, compressed, D 64": partial(compressed, d=64),
     "nsa, prefill": prefilled_sparse,
     "nsa, prefill, D 64": partial(prefilled_sparse, d=64),
     "nsa, decode": decoded_sparse,

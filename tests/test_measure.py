@@ -276,6 +276,19 @@ def test_long_units_are_fewer_in_a_window_that_only_checks_others(world: World) 
     assert check.units == 4
 
 
+def test_where_two_blocks_cannot_agree_in_time_no_long_one_is_tried(world: World) -> None:
+    work = Points(world, {"prefill": 4.0, "decode": 0.01, "request": 4.0})
+    prefill, *_ = Loop(work, world, QUICK).measure()
+    assert (prefill.warmup_units, prefill.converged) == (3, False), "the cold call and two more"
+    assert prefill.units >= 3
+
+
+def test_a_slow_first_unit_does_not_keep_the_next_ones_from_agreeing(world: World) -> None:
+    work = Work(world, lambda n: 6.0 if n < 2 else 0.2)
+    window = one_window(work)
+    assert window.converged
+
+
 def test_the_windows_of_a_point_share_its_cap(world: World) -> None:
     """Two windows that would take 40 s each, and a check, under a cap of 60."""
     start = world.now

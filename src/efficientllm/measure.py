@@ -38,7 +38,7 @@ from efficientllm import clock
 from efficientllm.clock import Timeline
 from efficientllm.record import Window
 from efficientllm.spec.protocol import Limits
-from efficientllm.steady import MIN_UNITS, agree, brief, longest_stretch
+from efficientllm.steady import MIN_UNITS, agree, brief, in_vain, longest_stretch
 
 AHEAD = 2
 """Units that Python may be ahead of the device."""
@@ -137,23 +137,20 @@ class Loop:
     def _window(self, index: int) -> Window:
         name = self.work.windows[index]
         share = self._share(index)
-        first = self._timed_block(name, 1)
-        self._cold_s += first.seconds[0]  # compilation is paid once and is not the cap's business
+        (cold_s,) = self._timed_block(name, 1).seconds
+        self._cold_s += cold_s  # compilation is paid once and is not the cap's business
         if name in self.work.brief:  # the windows before have warmed everything
-            stop = brief(first.seconds[0], share)
-            return self._steady(name, stop, first.seconds[0], [], True)
+            return self._steady(name, brief(cold_s, share), cold_s, [], True)
         budget = self.work.budget
         blocks, converged = self._warm_up(name, share, budget)
         warm = [s for block in blocks for s in block.seconds]
-        typical = statistics.median(blocks[-1].seconds if blocks else first.seconds)
+        typical = statistics.median(blocks[-1].seconds if blocks else [cold_s])
         if budget is None:
             stop = self._stop_rule(typical, share - sum(warm))
-            return self._steady(name, stop, first.seconds[0], warm, converged)
+            return self._steady(name, stop, cold_s, warm, converged)
         start, end = longest_stretch(self._done, self._interludes, budget)
         self._untimed(name, start)
-        window = self._steady(
-            name, lambda units, _: units >= end - start, first.seconds[0], warm, converged
-        )
+        window = self._steady(name, lambda units, _: units >= end - start, cold_s, warm, converged)
         self._untimed(name, budget)
         return window
 
@@ -221,10 +218,11 @@ class Loop:
             done = sum(len(block.seconds) for block in blocks)
             if most is not None and done + size > most:
                 return blocks, False
-            over = clock.seconds_since(start) > share * WARMUP_SHARE
-            if over and 1 + done >= MIN_UNITS and budget is None:
+            left = share * WARMUP_SHARE - clock.seconds_since(start)
+            if left < 0 and 1 + done >= MIN_UNITS and budget is None:
                 return blocks, False
-            blocks.append(self._timed_block(name, 1 if over and budget is None else size))
+            alone = budget is None and (left < 0 or in_vain(blocks[-1].seconds, size, left))
+            blocks.append(self._timed_block(name, 1 if alone else size))
             if budget is not None:
                 self.progress(Progress(name, self._done, budget))
             steady = len(blocks) > 2 and agree(blocks[-2].seconds, blocks[-1].seconds)

@@ -55,3 +55,11 @@ def agree(before: list[float], after: list[float]) -> bool:
     old, new = (statistics.quantiles(block, n=4, method="inclusive") for block in (before, after))
     tolerance = (0.05, 0.02, 0.05)
     return all(abs(b - a) <= t * a for a, b, t in zip(old, new, tolerance, strict=True))
+
+
+def in_vain(before: list[float], units: int, seconds_left: float) -> bool:
+    """Whether a block of so many units leaves no time for one that could agree with it.
+
+    Not where the block before it was whole: then it is the one that may agree.
+    """
+    return len(before) < MIN_UNITS and units * before[-1] > seconds_left

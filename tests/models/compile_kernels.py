@@ -1,4 +1,4 @@
-"""Compiles our kernels for cards that are not here, with the arguments that decoding gives them.
+"""Compiles our kernels for cards that are not here, with the arguments that models give them.
 
 Run as a program of its own, because Triton is told once whether it interprets. What an
 interpreter takes may still have types that no compiler does. Prints a line for each kernel:
@@ -17,6 +17,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from efficientllm.models.merge_kernel import merge
+from efficientllm.models.sparse_means_kernel import means_gradients
 from efficientllm.models.sparse_rows_kernel import attend_rows
 from efficientllm.models.sparse_split_kernel import attend_sparse
 from efficientllm.models.split_kernel import attend_parts
@@ -68,6 +69,12 @@ def rows(group: int, size: int) -> None:
     attend_rows(q, k, k, (means, means), q, gates, 64, 4)
 
 
+def gradients(group: int, size: int) -> None:
+    """Of queries and of the means of blocks, as training lays them out."""
+    q, means = torch.empty((1, 640, 2 * group, size), **HALF), torch.empty((1, 10, 2, size), **HALF)
+    means_gradients(q, means, means, q, torch.empty(q.shape[:3]), q, 64)
+
+
 def heads() -> None:
     """A head's own matrix times its row, along its rows and across them."""
     x, weight = torch.empty((1, 16, 1, 512), **HALF), torch.empty((16, 128, 512), **HALF)
@@ -94,6 +101,9 @@ def main() -> None:
         rows(16, 64)
         rows(16, 128)
         rows(128, 128)
+        gradients(16, 64)
+        gradients(16, 128)
+        gradients(128, 128)
 
 
 if __name__ == "__main__":

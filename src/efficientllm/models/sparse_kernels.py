@@ -1,4 +1,7 @@
-"""The compressed and the selected branch of NSA on a GPU: flash-linear-attention's kernels.
+"""The compressed and the selected branch of NSA on a GPU, with gradients.
+
+The kernels are flash-linear-attention's, but for the compressed branch's gradients, which are
+ours (`sparse_means_kernel.py` says why).
 
 Its Python around them inspects arguments, warms caches and tunes, which a compiled layer
 cannot trace. So both directions are operators of their own, opaque to the compiler: the
@@ -16,8 +19,8 @@ from torch import Tensor
 
 from efficientllm.catalog.shape import Sparse
 
-KERNEL = "fla nsa + flex"
-"""What the record calls it, with FlexAttention for the window."""
+KERNEL = "fla nsa, split means + flex"
+"""What the record calls it: the means' gradients are split, FlexAttention has the window."""
 
 FEWEST = 4
 """Blocks that the kernel can select at least: of fewer, the three that are always read tie."""
@@ -107,20 +110,14 @@ def _backward(
     kept: list[Tensor], d_compressed: Tensor, d_selected: Tensor, block: int, selected: int
 ) -> list[Tensor]:
     """Gradients of q, k, v and the means, from what the forward pass kept."""
-    from fla.ops.nsa.compression import parallel_nsa_compression_bwd
     from fla.ops.nsa.parallel import parallel_nsa_bwd
+
+    from efficientllm.models.sparse_means_kernel import means_gradients
 
     q, k, v, block_k, block_v, compressed, out, compressed_lse, lse, chosen = kept
     scale = q.shape[-1] ** -0.5
-    dq_compressed, d_block_k, d_block_v = parallel_nsa_compression_bwd(
-        q=q,
-        k=block_k,
-        v=block_v,
-        o=compressed,
-        lse=compressed_lse,
-        do=d_compressed.contiguous(),
-        block_size=block,
-        scale=scale,
+    dq_compressed, d_block_k, d_block_v = means_gradients(
+        q, block_k, block_v, compressed, compressed_lse, d_compressed.contiguous(), block
     )
     dq, dk, dv = parallel_nsa_bwd(
         q=q,

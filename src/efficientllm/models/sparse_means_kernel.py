@@ -1,0 +1,179 @@
+"""The gradients of attention to the means of blocks on a GPU: NSA's compressed branch.
+
+There are few means and many queries. What the queries get is independent; a mean's gradient
+is a sum over all queries behind it, and a program for each 64 means that goes through them
+one after the other keeps 8 of an H100's 132 multiprocessors busy (16,384 tokens, two rows,
+one key/value head): so flash-linear-attention's kernel does it. Here the queries are divided
+as well, each part writes down its share, and the shares are added in a fixed order.
+
+In Triton; imported only where Triton is. Legend: as in `sparse.py`, with P parts of the
+queries.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from efficientllm.models.sparse_rows import MEANS, TOGETHER
+from efficientllm.models.split_kernel import load_rows, warps
+
+PROGRAMS = 1056
+"""Programs that the parts aim at: eight for each multiprocessor of an H100. Not tuned."""
+
+LEAST_PART = 256
+"""Queries of a part at least: what it writes down must stay small beside what it reads."""
+
+
+def means_gradients(
+    q: Tensor, block_k: Tensor, block_v: Tensor, out: Tensor, lse: Tensor, down: Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q [B, T, H, D] and of the means block_k and block_v [B, N, K, D].
+
+    `out` is what the branch gave and `down` the gradient of that, both as q, `lse` [B, T, H]
+    the log-sum-exps of its scores, which are products over the root of D. The query at t has
+    seen the first (t + 1) // block means. H / K must be a power of two; all are contiguous.
+    """
+    assert all(x.is_contiguous() for x in (q, block_k, block_v, out, lse, down))
+    (batch, length, heads, size), (blocks, kv_heads) = q.shape, block_k.shape[1:3]
+    pairs, group, scale = batch * kv_heads, heads // kv_heads, size**-0.5
+    queries = max(1, TOGETHER // group)
+    means = MEANS if group <= TOGETHER else MEANS // 2  # to find room for so many heads
+    fixed = {"kv_heads": kv_heads, "group": group, "queries": queries, "block": block}
+    fixed |= {"means": means, "size": size}
+    dq, delta = torch.empty_like(q), torch.empty_like(lse)
+    _queries[(triton.cdiv(length, queries), pairs)](
+        *(q, block_k, block_v, out, lse, down, dq, delta, length, blocks, scale),
+        **fixed,
+        num_stages=2,
+        num_warps=warps(queries * group, size),
+    )
+    tiles = triton.cdiv(blocks, means)
+    part = max(LEAST_PART, triton.cdiv(length * tiles * pairs, PROGRAMS))
+    part = triton.cdiv(part, queries) * queries
+    parts = triton.cdiv(length, part)
+    shares = torch.empty((2, parts, *block_k.shape), device=q.device, dtype=torch.float32)
+    _means[(tiles, parts, pairs)](
+        *(q, block_k, block_v, lse, delta, down, shares[0], shares[1], length, blocks, scale),
+        **fixed,
+        part=part,
+        num_stages=2,
+        num_warps=warps(2 * MEANS, size),
+    )
+    dk, dv = shares.sum(1).to(block_k.dtype)
+    return dq, dk, dv
+
+
+@triton.jit
+def _queries(
+    q,
+    block_k,
+    block_v,
+    out,
+    lse,
+    down,
+    dq,
+    delta,
+    length,
+    blocks,
+    scale,
+    kv_heads: tl.constexpr,
+    group: tl.constexpr,
+    queries: tl.constexpr,
+    block: tl.constexpr,
+    means: tl.constexpr,
+    size: tl.constexpr,
+):
+    """What some queries of one (sequence, key/value head) get; `delta` is kept for the means."""
+    tile, which = tl.program_id(0), tl.program_id(1)
+    sequence, kv_head = which // kv_heads, which % kv_heads
+    row = tl.arange(0, queries * group)
+    at = tile * queries + row // group
+    real, seen = at < length, (at + 1) // block
+    line = (sequence.to(tl.int64) * length + at) * kv_heads * group + kv_head * group + row % group
+    query = load_rows(q + line[:, None] * size, real, size)
+    slope = load_rows(down + line[:, None] * size, real, size)
+    given = load_rows(out + line[:, None] * size, real, size)
+    mean_slope = tl.sum(slope.to(tl.float32) * given.to(tl.float32), 1)
+    tl.store(delta + line, mean_slope, mask=real)
+    sums = tl.load(lse + line, mask=real, other=0.0)
+    found = tl.zeros((queries * group, size), tl.float32)
+    end = tl.minimum((tile + 1) * queries, length) // block  # whole ones of the last query
+    for start in range(0, end, means):
+        index = start + tl.arange(0, means)
+        place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
+        keys = load_rows(block_k + place[:, None], index < end, size)
+        values = load_rows(block_v + place[:, None], index < end, size)
+        scores = tl.dot(query, tl.trans(keys)) * scale
+        weights = tl.exp(scores - sums[:, None])
+        weights = tl.where(index[None, :] < seen[:, None], weights, 0.0)
+        steep = weights * (tl.dot(slope, tl.trans(values)) - mean_slope[:, None])
+        found += tl.dot(steep.to(query.dtype), keys)
+    column = tl.arange(0, size)[None, :]
+    result = (found * scale).to(dq.dtype.element_ty)
+    tl.store(dq + line[:, None] * size + column, result, mask=real[:, None])
+
+
+@triton.jit
+def _means(
+    q,
+    block_k,
+    block_v,
+    lse,
+    delta,
+    down,
+    dk,
+    dv,
+    length,
+    blocks,
+    scale,
+    kv_heads: tl.constexpr,
+    group: tl.constexpr,
+    queries: tl.constexpr,
+    block: tl.constexpr,
+    means: tl.constexpr,
+    size: tl.constexpr,
+    part: tl.constexpr,
+):
+    """What one part of the queries gives some means of one (sequence, key/value head)."""
+    tile, number, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    sequence, kv_head = which // kv_heads, which % kv_heads
+    index = tile * means + tl.arange(0, means)
+    inside = index < blocks
+    place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
+    keys = load_rows(block_k + place[:, None], inside, size)
+    values = load_rows(block_v + place[:, None], inside, size)
+    row = tl.arange(0, queries * group)
+    to_keys = tl.zeros((means, size), tl.float32)
+    to_values = tl.zeros((means, size), tl.float32)
+    # The first query that has seen the first of these means, at the beginning of its tile.
+    first = ((tile * means + 1) * block - 1) // queries * queries
+    last = tl.minimum((number + 1) * part, length)
+    for start in range(tl.maximum(first, number * part), last, queries):
+        at = start + row // group
+        real, seen = at < last, (at + 1) // block
+        line = (sequence.to(tl.int64) * length + at) * kv_heads * group
+        line += kv_head * group + row % group
+        query = load_rows(q + line[:, None] * size, real, size)
+        slope = load_rows(down + line[:, None] * size, real, size)
+        sums = tl.load(lse + line, mask=real, other=0.0)
+        mean_slope = tl.load(delta + line, mask=real, other=0.0)
+        scores = tl.dot(keys, tl.trans(query)) * scale
+        weights = tl.exp(scores - sums[None, :])
+        weights = tl.where((index[:, None] < seen[None, :]) & real[None, :], weights, 0.0)
+        to_values += tl.dot(weights.to(query.dtype), slope)
+        steep = weights * (tl.dot(values, tl.trans(slope)) - mean_slope[None, :])
+        to_keys += tl.dot(steep.to(query.dtype), query)
+    sequences = tl.num_programs(2) // kv_heads
+    place += number.to(tl.int64) * sequences * blocks * kv_heads * size
+    column = tl.arange(0, size)[None, :]
+    tl.store(dk + place[:, None] + column, to_keys * scale, mask=inside[:, None])
+    tl.store(dv + place[:, None] + column, to_values, mask=inside[:, None])
+
+
+@triton.jit
+def _mean_lines(index, sequence, kv_head, blocks, kv_heads: tl.constexpr):
+    """Where in [B, N, K] the means of a (sequence, key/value head) stand."""
+    return (sequence.to(tl.int64) * blocks + index) * kv_heads + kv_head
