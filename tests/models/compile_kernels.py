@@ -17,6 +17,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from efficientllm.models.merge_kernel import merge
+from efficientllm.models.sparse_chosen_kernel import chosen_gradients
 from efficientllm.models.sparse_means_kernel import means_gradients
 from efficientllm.models.sparse_rows_kernel import attend_rows
 from efficientllm.models.sparse_split_kernel import attend_sparse
@@ -70,9 +71,12 @@ def rows(group: int, size: int) -> None:
 
 
 def gradients(group: int, size: int) -> None:
-    """Of queries and of the means of blocks, as training lays them out."""
+    """Of queries, the means of blocks and chosen blocks, as training lays them out."""
     q, means = torch.empty((1, 640, 2 * group, size), **HALF), torch.empty((1, 10, 2, size), **HALF)
-    means_gradients(q, means, means, q, torch.empty(q.shape[:3]), q, 64)
+    lse, k = torch.empty(q.shape[:3]), q[:, :, :2].contiguous()
+    means_gradients(q, means, means, q, lse, q, 64)
+    chosen = torch.zeros((1, 640, 2, 16), dtype=torch.int32)
+    chosen_gradients(q, k, k, q, lse, q, chosen, 64)
 
 
 def heads() -> None:

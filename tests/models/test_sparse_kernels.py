@@ -45,7 +45,7 @@ def test_the_record_names_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_kernels, "INSTALLED", True)
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     shape = tiny.shape(heads=16, kv_heads=1, sparse=Sparse(block=64, selected=16, window=512))
-    assert kernel(shape, gpu, torch.bfloat16, 4096, "flash") == "fla nsa, split means + flex"
+    assert kernel(shape, gpu, torch.bfloat16, 4096, "flash") == "fla nsa, split gradients + flex"
     assert kernel(shape, gpu, torch.float32, 4096, "efficient") == "masked reference + flex"
     assert kernel(shape, cpu, torch.bfloat16, 4096, "math") == "masked reference"
     few = tiny.shape(sparse=SIZES)
@@ -126,15 +126,17 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         "fla.ops.nsa.compression": {
             "parallel_nsa_compression_fwd": lambda q, k, v, **_: forward(q, k, v, behind(q, k)),
         },
+        "efficientllm.models.sparse_chosen_kernel": {
+            "chosen_gradients": lambda q, k, v, out, lse, do, chosen, _: backward(
+                q, k, v, do, inside(q, chosen)
+            ),
+        },
         "efficientllm.models.sparse_means_kernel": {
             "means_gradients": lambda q, k, v, out, lse, do, _: backward(q, k, v, do, behind(q, k)),
         },
         "fla.ops.nsa.parallel": {
             "parallel_nsa_fwd": lambda q, k, v, block_indices, **_: forward(
                 q, k, v, inside(q, block_indices)
-            ),
-            "parallel_nsa_bwd": lambda q, k, v, do, block_indices, **_: backward(
-                q, k, v, do, inside(q, block_indices)
             ),
             "parallel_nsa_topk": topk,
         },

@@ -19,6 +19,8 @@ INTERPRETED = [
     (1, 16, 1, 101, 4, 16, 20),  # parts that begin after the first mean and before it
     (2, 8, 2, 45, 4, 16, 16),  # eight queries at once, two rows, two key/value heads
     (1, 64, 1, 21, 16, 16, 1000),  # one query at once, one mean to be seen: nothing to choose
+    (1, 12, 2, 33, 4, 16, 8),  # groups that are no power of two
+    (1, 32, 1, 12, 4, 16, 3),  # half a query at once
     (1, 2, 2, 15, 16, 16, 1000),  # none to be seen
 ]
 
@@ -43,7 +45,7 @@ def test_the_kernels_give_what_autograd_gives(
 
     if not GPU:
         monkeypatch.setattr(sparse_means_kernel, "MEANS", 4)
-        monkeypatch.setattr(sparse_means_kernel, "TOGETHER", 64)
+        monkeypatch.setattr(sparse_means_kernel, "TOGETHER", 16 if heads == 32 else 64)
     monkeypatch.setattr(sparse_means_kernel, "LEAST_PART", part)
     monkeypatch.setattr(sparse_means_kernel, "PROGRAMS", 1 << 30)
     q, down = (drawn(batch, length, heads, size, seed=seed) for seed in (1, 2))

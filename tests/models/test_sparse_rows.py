@@ -196,7 +196,7 @@ def test_the_record_names_what_attends_to_a_prompt(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(attend_cached, "INSTALLED", True)
     gpu, half = torch.device("cuda"), torch.bfloat16
     shape = tiny.shape(heads=16, kv_heads=1, head_dim=64, sparse=USUAL)
-    assert prefill_of(shape, gpu, half, "fla nsa, split means + flex") == "nsa rows + flex"
+    assert prefill_of(shape, gpu, half, "fla nsa, split gradients + flex") == "nsa rows + flex"
     assert prefill_of(shape, gpu, torch.float32, "masked reference") == "masked reference"
     assert prefill_of(tiny.shape(), gpu, half, "cudnn") == "cudnn"
     three = tiny.shape(heads=24, kv_heads=3, head_dim=64, sparse=USUAL)

@@ -1,7 +1,7 @@
 """The compressed and the selected branch of NSA on a GPU, with gradients.
 
-The kernels are flash-linear-attention's, but for the compressed branch's gradients, which are
-ours (`sparse_means_kernel.py` says why).
+What looks, chooses and reads is flash-linear-attention's; the gradients are ours
+(`sparse_means_kernel.py` and `sparse_chosen_kernel.py` say why).
 
 Its Python around them inspects arguments, warms caches and tunes, which a compiled layer
 cannot trace. So both directions are operators of their own, opaque to the compiler: the
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from efficientllm.catalog.shape import Sparse
 
-KERNEL = "fla nsa, split means + flex"
-"""What the record calls it: the means' gradients are split, FlexAttention has the window."""
+KERNEL = "fla nsa, split gradients + flex"
+"""What the record calls it: gradients are summed in parts, FlexAttention has the window."""
 
 FEWEST = 4
 """Blocks that the kernel can select at least: of fewer, the three that are always read tie."""
@@ -107,49 +107,33 @@ def _(
 
 @torch.library.custom_op("efficientllm::nsa_backward", mutates_args=())
 def _backward(
-    kept: list[Tensor], d_compressed: Tensor, d_selected: Tensor, block: int, selected: int
+    kept: list[Tensor], d_compressed: Tensor, d_selected: Tensor, block: int
 ) -> list[Tensor]:
     """Gradients of q, k, v and the means, from what the forward pass kept."""
-    from fla.ops.nsa.parallel import parallel_nsa_bwd
-
+    from efficientllm.models.sparse_chosen_kernel import chosen_gradients
     from efficientllm.models.sparse_means_kernel import means_gradients
 
     q, k, v, block_k, block_v, compressed, out, compressed_lse, lse, chosen = kept
-    scale = q.shape[-1] ** -0.5
     dq_compressed, d_block_k, d_block_v = means_gradients(
         q, block_k, block_v, compressed, compressed_lse, d_compressed.contiguous(), block
     )
-    dq, dk, dv = parallel_nsa_bwd(
-        q=q,
-        k=k,
-        v=v,
-        o=out,
-        lse=lse,
-        do=d_selected.contiguous(),
-        block_indices=chosen,
-        block_counts=selected,
-        block_size=block,
-        scale=scale,
-    )
-    found = (dq + dq_compressed, dk, dv, d_block_k, d_block_v)
-    return [gradient.to(q.dtype) for gradient in found]
+    dq, dk, dv = chosen_gradients(q, k, v, out, lse, d_selected.contiguous(), chosen, block)
+    return [dq + dq_compressed, dk, dv, d_block_k, d_block_v]
 
 
 @_backward.register_fake
-def _(
-    kept: list[Tensor], d_compressed: Tensor, d_selected: Tensor, block: int, selected: int
-) -> list[Tensor]:
+def _(kept: list[Tensor], d_compressed: Tensor, d_selected: Tensor, block: int) -> list[Tensor]:
     return [torch.empty_like(x) for x in kept[:5]]
 
 
 def _keep(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.block, ctx.selected = inputs  # type: ignore[attr-defined]
+    *tensors, ctx.block, _ = inputs  # type: ignore[attr-defined]
     ctx.save_for_backward(*tensors, *output)  # type: ignore[attr-defined]
 
 
 def _gradients(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
     kept = list(ctx.saved_tensors)  # type: ignore[attr-defined]
-    found = _backward(kept, grads[0], grads[1], ctx.block, ctx.selected)  # type: ignore[attr-defined]
+    found = _backward(kept, grads[0], grads[1], ctx.block)  # type: ignore[attr-defined]
     return (*found, None, None)
 
 

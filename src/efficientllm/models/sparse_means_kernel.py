@@ -34,25 +34,22 @@ def means_gradients(
 
     `out` is what the branch gave and `down` the gradient of that, both as q, `lse` [B, T, H]
     the log-sum-exps of its scores, which are products over the root of D. The query at t has
-    seen the first (t + 1) // block means. H / K must be a power of two; all are contiguous.
+    seen the first (t + 1) // block means. All are contiguous.
     """
     assert all(x.is_contiguous() for x in (q, block_k, block_v, out, lse, down))
     (batch, length, heads, size), (blocks, kv_heads) = q.shape, block_k.shape[1:3]
     pairs, group, scale = batch * kv_heads, heads // kv_heads, size**-0.5
-    queries = max(1, TOGETHER // group)
-    means = MEANS if group <= TOGETHER else MEANS // 2  # to find room for so many heads
-    fixed = {"kv_heads": kv_heads, "group": group, "queries": queries, "block": block}
-    fixed |= {"means": means, "size": size}
+    fixed = {"kv_heads": kv_heads, "group": group, "block": block, "size": size}
+    fixed |= {"rows": TOGETHER, "means": MEANS}
     dq, delta = torch.empty_like(q), torch.empty_like(lse)
-    _queries[(triton.cdiv(length, queries), pairs)](
+    _queries[(triton.cdiv(length * group, TOGETHER), pairs)](
         *(q, block_k, block_v, out, lse, down, dq, delta, length, blocks, scale),
         **fixed,
         num_stages=2,
-        num_warps=warps(queries * group, size),
+        num_warps=warps(TOGETHER, size),
     )
-    tiles = triton.cdiv(blocks, means)
+    tiles = triton.cdiv(blocks, MEANS)
     part = max(LEAST_PART, triton.cdiv(length * tiles * pairs, PROGRAMS))
-    part = triton.cdiv(part, queries) * queries
     parts = triton.cdiv(length, part)
     shares = torch.empty((2, parts, *block_k.shape), device=q.device, dtype=torch.float32)
     _means[(tiles, parts, pairs)](
@@ -81,26 +78,28 @@ def _queries(
     scale,
     kv_heads: tl.constexpr,
     group: tl.constexpr,
-    queries: tl.constexpr,
     block: tl.constexpr,
-    means: tl.constexpr,
     size: tl.constexpr,
+    rows: tl.constexpr,
+    means: tl.constexpr,
 ):
     """What some queries of one (sequence, key/value head) get; `delta` is kept for the means."""
     tile, which = tl.program_id(0), tl.program_id(1)
     sequence, kv_head = which // kv_heads, which % kv_heads
-    row = tl.arange(0, queries * group)
-    at = tile * queries + row // group
+    asked = tile * rows + tl.arange(0, rows)  # heads of a query, then those of the next
+    at = asked // group
     real, seen = at < length, (at + 1) // block
-    line = (sequence.to(tl.int64) * length + at) * kv_heads * group + kv_head * group + row % group
+    line = (sequence.to(tl.int64) * length + at) * kv_heads * group
+    line += kv_head * group + asked % group
     query = load_rows(q + line[:, None] * size, real, size)
     slope = load_rows(down + line[:, None] * size, real, size)
     given = load_rows(out + line[:, None] * size, real, size)
     mean_slope = tl.sum(slope.to(tl.float32) * given.to(tl.float32), 1)
     tl.store(delta + line, mean_slope, mask=real)
     sums = tl.load(lse + line, mask=real, other=0.0)
-    found = tl.zeros((queries * group, size), tl.float32)
-    end = tl.minimum((tile + 1) * queries, length) // block  # whole ones of the last query
+    found = tl.zeros((rows, size), tl.float32)
+    last = tl.minimum(((tile + 1) * rows - 1) // group + 1, length)
+    end = last // block  # whole ones of the last query
     for start in range(0, end, means):
         index = start + tl.arange(0, means)
         place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
@@ -131,10 +130,10 @@ def _means(
     scale,
     kv_heads: tl.constexpr,
     group: tl.constexpr,
-    queries: tl.constexpr,
     block: tl.constexpr,
-    means: tl.constexpr,
     size: tl.constexpr,
+    rows: tl.constexpr,
+    means: tl.constexpr,
     part: tl.constexpr,
 ):
     """What one part of the queries gives some means of one (sequence, key/value head)."""
@@ -145,17 +144,16 @@ def _means(
     place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
     keys = load_rows(block_k + place[:, None], inside, size)
     values = load_rows(block_v + place[:, None], inside, size)
-    row = tl.arange(0, queries * group)
     to_keys = tl.zeros((means, size), tl.float32)
     to_values = tl.zeros((means, size), tl.float32)
-    # The first query that has seen the first of these means, at the beginning of its tile.
-    first = ((tile * means + 1) * block - 1) // queries * queries
+    first = tl.maximum((tile * means + 1) * block - 1, number * part)  # has seen one of these
     last = tl.minimum((number + 1) * part, length)
-    for start in range(tl.maximum(first, number * part), last, queries):
-        at = start + row // group
+    for start in range(first * group, last * group, rows):
+        asked = start + tl.arange(0, rows)
+        at = asked // group
         real, seen = at < last, (at + 1) // block
         line = (sequence.to(tl.int64) * length + at) * kv_heads * group
-        line += kv_head * group + row % group
+        line += kv_head * group + asked % group
         query = load_rows(q + line[:, None] * size, real, size)
         slope = load_rows(down + line[:, None] * size, real, size)
         sums = tl.load(lse + line, mask=real, other=0.0)
