@@ -23,8 +23,9 @@ from efficientllm.catalog.shape import Sparse
 from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend, attend_masked
 from efficientllm.models.position import Documents, Positions
-from efficientllm.models.sparse_kernels import obstacle, sparse_branches
+from efficientllm.models.sparse_branches import sparse_branches
 from efficientllm.models.sparse_reference import masked, means_of, sparse_reference
+from efficientllm.models.sparse_rows import obstacle
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
@@ -152,7 +153,7 @@ def _sparse_inputs(
     _only_on_gpu(device)
     if not in_half_on_gpu(device, dtype):
         raise Unsupported("these kernels run in half precision")
-    if why := obstacle(16, 1, sizes):
+    if why := obstacle(16, d, sizes):
         raise Unsupported(why)
     return draw(device, dtype, q=(2, 16, length, d), k=(2, 1, length, d), v=(2, 1, length, d))
 

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 from efficientllm.models.merge_kernel import merge
 from efficientllm.models.sparse_chosen_kernel import chosen_gradients
 from efficientllm.models.sparse_means_kernel import means_gradients
-from efficientllm.models.sparse_rows_kernel import attend_rows
+from efficientllm.models.sparse_rows_kernel import attend_branches, attend_rows
 from efficientllm.models.sparse_split_kernel import attend_sparse
 from efficientllm.models.split_kernel import attend_parts
 from efficientllm.models.vector_kernel import multiply, multiply_each
@@ -70,13 +70,14 @@ def rows(group: int, size: int) -> None:
     attend_rows(q, k, k, (means, means), q, gates, 64, 4)
 
 
-def gradients(group: int, size: int) -> None:
-    """Of queries, the means of blocks and chosen blocks, as training lays them out."""
+def branches(group: int, size: int) -> None:
+    """Sparse attention as training lays it out, and its gradients."""
     q, means = torch.empty((1, 640, 2 * group, size), **HALF), torch.empty((1, 10, 2, size), **HALF)
-    lse, k = torch.empty(q.shape[:3]), q[:, :, :2].contiguous()
-    means_gradients(q, means, means, q, lse, q, 64)
+    k = torch.empty((1, 640, 2, size), **HALF)
+    compressed, out, looked, lse, _ = attend_branches(q, k, k, (means, means), 64, 16)
+    means_gradients(q, means, means, compressed, looked, q, 64)
     chosen = torch.zeros((1, 640, 2, 16), dtype=torch.int32)
-    chosen_gradients(q, k, k, q, lse, q, chosen, 64)
+    chosen_gradients(q, k, k, out, lse, q, chosen, 64)
 
 
 def heads() -> None:
@@ -105,9 +106,9 @@ def main() -> None:
         rows(16, 64)
         rows(16, 128)
         rows(128, 128)
-        gradients(16, 64)
-        gradients(16, 128)
-        gradients(128, 128)
+        branches(16, 64)
+        branches(7, 128)
+        branches(128, 128)
 
 
 if __name__ == "__main__":

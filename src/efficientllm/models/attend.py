@@ -31,10 +31,11 @@ from torch.nn.attention.varlen import varlen_attn
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.device import in_half_on_gpu
-from efficientllm.models import sparse_kernels
+from efficientllm.models import sparse_branches
 from efficientllm.models.attend_cached import with_distance
 from efficientllm.models.band import TILE, band
 from efficientllm.models.position import Documents, Positions
+from efficientllm.models.sparse_rows import obstacle
 from efficientllm.record import Unsupported
 
 # Before torch 2.12 the variable-length kernel takes grouped heads without being asked to.
@@ -88,10 +89,10 @@ def kernel(shape: Shape, device: torch.device, dtype: torch.dtype, length: int, 
     if shape.sparse is not None:
         if not in_half_on_gpu(device, dtype):
             return f"{REFERENCE} + flex" if on_gpu else REFERENCE
-        why = sparse_kernels.obstacle(shape.heads, shape.kv_heads, shape.sparse)
+        why = obstacle(shape.heads // shape.kv_heads, shape.head_dim, shape.sparse)
         if why:
             raise Unsupported(why)
-        return sparse_kernels.KERNEL
+        return sparse_branches.KERNEL
     windowed = shape.sliding_window is not None and shape.sliding_window < length
     if windowed or shape.position in ("t5", "alibi"):
         return "flex" if on_gpu else REFERENCE

@@ -20,10 +20,9 @@ for: a short row reads less. `cost.py` counts by these.
 
 Where this differs from the paper: a block is compressed by its mean and not by a small
 network, blocks do not overlap (those that are compressed are those that are selected), and
-the three branches share their keys and values. Those are the choices of the kernels of
-flash-linear-attention (`fla/ops/nsa`), which train on a GPU. Prefill and decoding, which need
-no gradients, have kernels of ours there; the reference here computes the same with every
-score written out.
+the three branches share their keys and values. Those are the choices of flash-linear-attention
+(`fla/ops/nsa`), whose kernels `benchmarks/sparse.py` sets beside ours. The reference here
+computes the same with every score written out.
 
 Choosing has no gradient: what is learned about where to look, the compressed branch learns.
 
@@ -37,12 +36,11 @@ import torch
 from torch import Tensor, nn
 
 from efficientllm.catalog.shape import Sparse
-from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend
 from efficientllm.models.attention import Attention
 from efficientllm.models.position import Positions, rotate
+from efficientllm.models.sparse_branches import sparse_branches
 from efficientllm.models.sparse_cached import SparseCache, attend_sparse_cache, gated
-from efficientllm.models.sparse_kernels import obstacle, sparse_branches
 from efficientllm.models.sparse_reference import means_of, sparse_reference
 from efficientllm.models.sparse_rows import attend_sparse_rows, rows_fit
 from efficientllm.record import Unsupported
@@ -64,7 +62,7 @@ class SparseAttention(Attention):
         eps: float,
     ) -> None:
         super().__init__(hidden, heads, kv_heads, head_dim, bias=bias, qk_norm=qk_norm, eps=eps)
-        self.sizes, self.kernels = sizes, not obstacle(heads, kv_heads, sizes)
+        self.sizes = sizes
         self.g_proj = nn.Linear(hidden, 3 * heads, bias=False)
 
     def forward(self, x: Tensor, positions: Positions, cache: SparseCache | None = None) -> Tensor:  # type: ignore[override]
@@ -102,13 +100,13 @@ class SparseAttention(Attention):
         return SparseCache(*made)
 
     def _by_rows(self, q: Tensor) -> bool:
-        """Whether a prefill, which has no gradients, takes kernels of ours."""
+        """Whether whole rows go through the kernels; elsewhere every score is written out."""
         return rows_fit(q.device, q.dtype, self.heads // self.kv_heads, self.head_dim, self.sizes)
 
     def _blocks(
         self, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        if self.kernels and in_half_on_gpu(q.device, q.dtype):
+        if self._by_rows(q):
             return sparse_branches(q, k, v, *means, self.sizes)
         return sparse_reference(q, k, v, means, self.sizes)
 

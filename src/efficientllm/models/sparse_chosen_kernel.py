@@ -166,8 +166,8 @@ def _asking(
             place = (sequence.to(tl.int64) * length + index) * kv_heads * size + kv_head * size
             keys = load_rows(k + place[:, None], seen, size)
             values = load_rows(v + place[:, None], seen, size)
-            weights = tl.exp(tl.dot(query, tl.trans(keys)) * scale - sums[:, None])
-            weights = tl.where(seen[None, :], weights, 0.0)
+            scores = tl.dot(query, tl.trans(keys)) * scale - sums[:, None]
+            weights = tl.exp(tl.where(seen[None, :], scores, float("-inf")))
             steep = weights * (tl.dot(slope, tl.trans(values)) - mean_slope[:, None])
             found += tl.dot(steep.to(query.dtype), keys)
     column = tl.arange(0, size)[None, :]
@@ -225,8 +225,9 @@ def _asked(
             slope = load_rows(down + line[:, None] * size, real, size)
             sums = tl.load(lse + line, mask=real, other=0.0)
             mean_slope = tl.load(delta + line, mask=real, other=0.0)
-            weights = tl.exp(tl.dot(keys, tl.trans(query)) * scale - sums[None, :])
-            weights = tl.where((index[:, None] <= at[None, :]) & real[None, :], weights, 0.0)
+            scores = tl.dot(keys, tl.trans(query)) * scale - sums[None, :]
+            behind = (index[:, None] <= at[None, :]) & real[None, :]
+            weights = tl.exp(tl.where(behind, scores, float("-inf")))
             to_values += tl.dot(weights.to(query.dtype), slope)
             steep = weights * (tl.dot(values, tl.trans(slope)) - mean_slope[None, :])
             to_keys += tl.dot(steep.to(query.dtype), query)

@@ -59,7 +59,7 @@ def means_gradients(
         num_stages=2,
         num_warps=warps(2 * MEANS, size),
     )
-    dk, dv = shares.sum(1).to(block_k.dtype)
+    dk, dv = (share.sum(0).to(block_k.dtype) for share in shares)
     return dq, dk, dv
 
 
@@ -105,9 +105,8 @@ def _queries(
         place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
         keys = load_rows(block_k + place[:, None], index < end, size)
         values = load_rows(block_v + place[:, None], index < end, size)
-        scores = tl.dot(query, tl.trans(keys)) * scale
-        weights = tl.exp(scores - sums[:, None])
-        weights = tl.where(index[None, :] < seen[:, None], weights, 0.0)
+        scores = tl.dot(query, tl.trans(keys)) * scale - sums[:, None]
+        weights = tl.exp(tl.where(index[None, :] < seen[:, None], scores, float("-inf")))
         steep = weights * (tl.dot(slope, tl.trans(values)) - mean_slope[:, None])
         found += tl.dot(steep.to(query.dtype), keys)
     column = tl.arange(0, size)[None, :]
@@ -158,9 +157,9 @@ def _means(
         slope = load_rows(down + line[:, None] * size, real, size)
         sums = tl.load(lse + line, mask=real, other=0.0)
         mean_slope = tl.load(delta + line, mask=real, other=0.0)
-        scores = tl.dot(keys, tl.trans(query)) * scale
-        weights = tl.exp(scores - sums[None, :])
-        weights = tl.where((index[:, None] < seen[None, :]) & real[None, :], weights, 0.0)
+        scores = tl.dot(keys, tl.trans(query)) * scale - sums[None, :]
+        behind = (index[:, None] < seen[None, :]) & real[None, :]
+        weights = tl.exp(tl.where(behind, scores, float("-inf")))
         to_values += tl.dot(weights.to(query.dtype), slope)
         steep = weights * (tl.dot(values, tl.trans(slope)) - mean_slope[None, :])
         to_keys += tl.dot(steep.to(query.dtype), query)

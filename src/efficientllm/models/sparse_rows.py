@@ -1,5 +1,7 @@
 """Native sparse attention of whole rows without gradients, as prefill has it.
 
+And what its kernels, and those with gradients (`sparse_branches.py`), can take.
+
 Legend: as in `sparse.py`.
 """
 
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 
 from efficientllm.catalog.shape import Sparse
-from efficientllm.models.attend_cached import ROOM
-from efficientllm.models.sparse_cached import CHOSEN_SPLIT, sparse_decoding
+from efficientllm.device import in_half_on_gpu
+from efficientllm.models.attend_cached import INSTALLED, ROOM, rows_of
 
 KERNEL = "nsa rows + flex"
 """What the record calls it, with FlexAttention for the window."""
@@ -18,21 +20,42 @@ KERNEL = "nsa rows + flex"
 TOGETHER = 64
 """Rows that one program multiplies with means: heads of a group times queries."""
 
+LEAST = 16
+"""What tensor cores multiply at least: of a block's tokens, and of a head's numbers."""
+
 MEANS = 64
 """Means that a program looks at in one go."""
+
+
+def obstacle(group: int, size: int, sizes: Sparse) -> str:
+    """Why the kernels of whole rows cannot take G, D and the branches' sizes; empty if they can."""
+    if not INSTALLED:
+        return "nsa's kernels need Triton: install torch for GPUs"
+    if size < LEAST or size & (size - 1):
+        return f"nsa's kernels need heads of a power of two of at least {LEAST}; here are {size}"
+    block = sizes.block
+    if block < LEAST or block & (block - 1):
+        return (
+            f"nsa's kernels need blocks of a power of two of at least {LEAST} tokens; here are"
+            f" {block}"
+        )
+    heads = rows_of(group)
+    looked = 2 * MEANS * size + max(TOGETHER, heads) * (size + MEANS)
+    read = 2 * block * size + heads * (size + block)
+    summed = 2 * block * size + TOGETHER * (2 * size + block)
+    if 2 * max(looked, read, summed) > ROOM:
+        return (
+            f"nsa's kernels have no room for {group} query heads of {size} for each key/value head"
+            f" and blocks of {block}"
+        )
+    return ""
 
 
 def rows_fit(
     device: torch.device, dtype: torch.dtype, group: int, size: int, sizes: Sparse
 ) -> bool:
-    """Whether the kernels take G, D and the branches' sizes: where decoding's do, nearly.
-
-    Shared memory is counted as a consumer's card takes it; cards of a data centre, which have
-    twice as much, may take half as much again.
-    """
-    room = 2 * (2 * MEANS * size + max(TOGETHER, group) * (size + MEANS))
-    small = group & (group - 1) == 0 and room <= ROOM
-    return small and sparse_decoding(device, dtype, group, size, sizes) == CHOSEN_SPLIT
+    """Whether the kernels take whole rows here."""
+    return in_half_on_gpu(device, dtype) and not obstacle(group, size, sizes)
 
 
 def attend_sparse_rows(

@@ -1,54 +1,20 @@
-"""The compressed and the selected branch of NSA on a GPU, with gradients.
+"""The compressed and the selected branch of NSA on a GPU, with gradients, as training has them.
 
-What looks, chooses and reads is flash-linear-attention's; the gradients are ours
-(`sparse_means_kernel.py` and `sparse_chosen_kernel.py` say why).
-
-Its Python around them inspects arguments, warms caches and tunes, which a compiled layer
-cannot trace. So both directions are operators of their own, opaque to the compiler: the
-layer stays one graph, and its projections, gates and norms are compiled around them.
+Both directions are operators of their own, opaque to the compiler: the layer stays one graph,
+and its projections, gates and norms are compiled around them.
 
 Legend: as in `sparse.py`; the kernels want [B, T, heads, D].
 """
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from efficientllm.catalog.shape import Sparse
 
-KERNEL = "fla nsa, split gradients + flex"
-"""What the record calls it: gradients are summed in parts, FlexAttention has the window."""
-
-FEWEST = 4
-"""Blocks that the kernel can select at least: of fewer, the three that are always read tie."""
-
-INSTALLED = importlib.util.find_spec("fla") is not None
-
-MIN_GROUP = 16
-"""Query heads for each key/value head that the kernels need at least, a power of two."""
-
-
-def obstacle(heads: int, kv_heads: int, sizes: Sparse) -> str:
-    """Why the kernels cannot run these sizes; empty where they can."""
-    group = heads // kv_heads
-    if group < MIN_GROUP or group & (group - 1):
-        return (
-            f"nsa's kernel needs a power of two of at least {MIN_GROUP} query heads for each"
-            f" key/value head; here are {group}"
-        )
-    uneven = sizes.block & (sizes.block - 1) or sizes.selected & (sizes.selected - 1)
-    if uneven or not FEWEST <= sizes.selected <= sizes.block // 2 or sizes.block < MIN_GROUP:
-        return (
-            f"nsa's kernel needs powers of two: blocks of at least {MIN_GROUP} tokens, of which"
-            f" it selects {FEWEST} up to half of a block's tokens; here"
-            f" {sizes.selected} blocks of {sizes.block}"
-        )
-    if not INSTALLED:
-        return "nsa's kernels are not installed: pip install 'efficientllm[gpu]'"
-    return ""
+KERNEL = "nsa branches + flex"
+"""What the record calls it, with FlexAttention for the window."""
 
 
 def sparse_branches(
@@ -67,32 +33,9 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, block_k: Tensor, block_v: Tensor, block: int, selected: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compressed and selected output, their log-sum-exps [B, T, H], and what was selected."""
-    from fla.ops.nsa.compression import parallel_nsa_compression_fwd
-    from fla.ops.nsa.parallel import parallel_nsa_fwd, parallel_nsa_topk
+    from efficientllm.models.sparse_rows_kernel import attend_branches
 
-    scale, length = q.shape[-1] ** -0.5, k.shape[1]
-    compressed, compressed_lse = parallel_nsa_compression_fwd(
-        q=q, k=block_k, v=block_v, TK=length, block_size=block, scale=scale
-    )
-    chosen = parallel_nsa_topk(
-        q=q,
-        k=block_k,
-        lse=compressed_lse,
-        TK=length,
-        block_counts=selected,
-        block_size=block,
-        scale=scale,
-    )
-    out, lse = parallel_nsa_fwd(
-        q=q,
-        k=k,
-        v=v,
-        block_indices=chosen,
-        block_counts=selected,
-        block_size=block,
-        scale=scale,
-    )
-    return compressed, out, compressed_lse, lse, chosen
+    return attend_branches(q, k, v, (block_k, block_v), block, selected)
 
 
 @_forward.register_fake
