@@ -1,5 +1,6 @@
 """NSA's kernels beside flash-linear-attention's, step by step of a training.
 
+    pip install flash-linear-attention
     python benchmarks/sparse.py [--batch 2] [--length 16384] [--heads 16] [--size 64] [--rounds 5]
 
 The compressed and the selected branch alone, on random numbers, in bf16 and with one key/value
@@ -7,7 +8,7 @@ head. A round times each step once (a few calls between two events), so that a c
 clock meets all alike. A number is the median of rounds, a ratio that of the ratios within
 rounds, with the least and the greatest beside it. Ours looks, chooses and reads in one step.
 The gradients of both are taken from the same outputs; how far apart they lie (as a norm) stands
-below. Theirs is tuned before the first round.
+beside them. Theirs is tuned before the first round.
 """
 
 from __future__ import annotations

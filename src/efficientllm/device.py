@@ -87,7 +87,7 @@ def pin_attention(
 
 
 def in_half_on_gpu(device: torch.device, dtype: torch.dtype) -> bool:
-    """Where kernels of ours and of fla run at all; elsewhere their references do."""
+    """Where kernels of ours run at all; elsewhere their references do."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 

@@ -60,12 +60,12 @@ def tuning(environment: dict[str, str]) -> dict[str, str]:
 
 
 def _triton_cache() -> dict[str, str]:
-    """Triton's own default folder for compiled kernels and tuned settings, said aloud.
+    """Triton's own default folder for compiled kernels, said aloud.
 
     Inductor sets TRITON_CACHE_DIR to a folder of its own as soon as it compiles a kernel in
-    this process, and not when it finds all of them in its cache. A library that tunes kernels
-    may then look for its results elsewhere in a study's second trial than its first has put
-    them. Where no home can be written, Inductor chooses.
+    this process, and not when it finds all of them in its cache. Kernels that are not its own
+    would then be looked for elsewhere in a study's second trial than its first has put them.
+    Where no home can be written, Inductor chooses.
     """
     home = Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~"))  # noqa: PTH111 - no error
     return {"TRITON_CACHE_DIR": str(home / ".triton" / "cache")} if os.access(home, os.W_OK) else {}

@@ -99,10 +99,8 @@ def _look(
     mixed = tl.zeros((queries * padded, size), tl.float32)
     for start in range(0, end, means):
         index = start + tl.arange(0, means)
-        keys = load_rows(block_k + index[:, None].to(tl.int64) * k_strides[2], index < end, size)
         values = load_rows(block_v + index[:, None].to(tl.int64) * v_strides[2], index < end, size)
-        scores = tl.dot(query, tl.trans(keys)) * scale
-        scores = tl.where(index[None, :] < whole[:, None], scores, float("-inf"))
+        scores = _scores(query, block_k, k_strides[2], index, end, whole) * scale
         most, total, mixed = mix(scores, values, most, total, mixed)
     some = tl.where(total == 0.0, 1.0, total)
     place = lines(out, out_strides, sequence, head, at)[:, None] + tl.arange(0, size)[None, :]
@@ -113,15 +111,30 @@ def _look(
         tl.store(lse + line, sums, mask=real)
     asked = tile * queries + tl.arange(0, queries)
     shares += (which * chunk + asked[:, None]) * blocks
+    real = first + asked < last
+    _add_up(query, block_k, k_strides[2], whole, end, sums, scale, shares, real, means)
+
+
+@triton.jit
+def _add_up(query, block_k, step, whole, end, sums, scale, shares, real, means: tl.constexpr):
+    """What each block was looked at, over the heads of a query: a line of `shares` for each."""
+    queries: tl.constexpr = shares.shape[0]
+    padded: tl.constexpr = query.shape[0] // queries
     for start in range(0, end, means):
         index = start + tl.arange(0, means)
-        keys = load_rows(block_k + index[:, None].to(tl.int64) * k_strides[2], index < end, size)
-        scores = tl.dot(query, tl.trans(keys)) * scale
-        scores = tl.where(index[None, :] < whole[:, None], scores, float("-inf"))
+        scores = _scores(query, block_k, step, index, end, whole) * scale
         weights = tl.exp(scores - sums[:, None])
         looked = tl.sum(tl.reshape(weights, (queries, padded, means)), 1)
-        inside = (first + asked < last)[:, None] & (index < end)[None, :]
-        tl.store(shares + index[None, :], looked, mask=inside)
+        tl.store(shares + index[None, :], looked, mask=real[:, None] & (index < end)[None, :])
+
+
+@triton.jit
+def _scores(query, block_k, step, index, end, whole):
+    """Products with the means at `index`; minus infinity for what is not behind a query."""
+    size: tl.constexpr = query.shape[1]
+    keys = load_rows(block_k + index[:, None].to(tl.int64) * step, index < end, size)
+    products = tl.dot(query, tl.trans(keys))
+    return tl.where(index[None, :] < whole[:, None], products, float("-inf"))
 
 
 @triton.jit

@@ -63,9 +63,7 @@ class NativeSparse(Spec):
     """Compressed, selected and sliding branches under learned gates (arXiv 2502.11089)."""
 
     kind: Literal["nsa"] = "nsa"
-    kv_heads: Size | None = Field(
-        None, description="null: one for 16 query heads, as in the paper"
-    )
+    kv_heads: Size | None = Field(None, description="null: one for 16 query heads, as in the paper")
     block: Size = Field(64, description="tokens in a block that is compressed and selected")
     selected: Size = Field(16, description="blocks that a query reads whole")
     window: Size = 512
