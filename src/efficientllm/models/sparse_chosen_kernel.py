@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from efficientllm.models.attend_cached import rows_of
+from efficientllm.models.softmax_gradient_kernel import again, first_time, to_keys, to_queries
 from efficientllm.models.sparse_rows import TOGETHER
 from efficientllm.models.split_kernel import load_rows, warps
 
@@ -150,12 +151,7 @@ def _asking(
     real = row < group
     token = sequence.to(tl.int64) * length + at
     line = token * kv_heads * group + kv_head * group + row
-    query = load_rows(q + line[:, None] * size, real, size)
-    slope = load_rows(down + line[:, None] * size, real, size)
-    given = load_rows(out + line[:, None] * size, real, size)
-    mean_slope = tl.sum(slope.to(tl.float32) * given.to(tl.float32), 1)
-    tl.store(delta + line, mean_slope, mask=real)
-    sums = tl.load(lse + line, mask=real, other=0.0)
+    asking = first_time(q, out, down, lse, delta, line, real, size)
     chosen += (token * kv_heads + kv_head) * selected
     found = tl.zeros((rows, size), tl.float32)
     for number in range(selected):
@@ -166,10 +162,7 @@ def _asking(
             place = (sequence.to(tl.int64) * length + index) * kv_heads * size + kv_head * size
             keys = load_rows(k + place[:, None], seen, size)
             values = load_rows(v + place[:, None], seen, size)
-            scores = tl.dot(query, tl.trans(keys)) * scale - sums[:, None]
-            weights = tl.exp(tl.where(seen[None, :], scores, float("-inf")))
-            steep = weights * (tl.dot(slope, tl.trans(values)) - mean_slope[:, None])
-            found += tl.dot(steep.to(query.dtype), keys)
+            found += to_queries(*asking, keys, values, seen[None, :], scale)
     column = tl.arange(0, size)[None, :]
     result = (found * scale).to(dq.dtype.element_ty)
     tl.store(dq + line[:, None] * size + column, result, mask=real[:, None])
@@ -210,8 +203,8 @@ def _asked(
         place = (sequence.to(tl.int64) * length + index) * kv_heads * size + kv_head * size
         keys = load_rows(k + place[:, None], index < length, size)
         values = load_rows(v + place[:, None], index < length, size)
-        to_keys = tl.zeros((block, size), tl.float32)
-        to_values = tl.zeros((block, size), tl.float32)
+        for_keys = tl.zeros((block, size), tl.float32)
+        for_values = tl.zeros((block, size), tl.float32)
         first = tl.load(begins + owner) + (which - tl.load(parts + owner)).to(tl.int32) * part
         last = tl.minimum(tl.load(begins + owner + 1), first + part)
         for start in range(first * group, last * group, rows):
@@ -221,19 +214,14 @@ def _asked(
             at = tl.load(chosen_by + choice, mask=real, other=0)
             line = (sequence.to(tl.int64) * length + at) * kv_heads * group
             line += kv_head * group + asked % group
-            query = load_rows(q + line[:, None] * size, real, size)
-            slope = load_rows(down + line[:, None] * size, real, size)
-            sums = tl.load(lse + line, mask=real, other=0.0)
-            mean_slope = tl.load(delta + line, mask=real, other=0.0)
-            scores = tl.dot(keys, tl.trans(query)) * scale - sums[None, :]
+            asking = again(q, down, lse, delta, line, real, size)
             behind = (index[:, None] <= at[None, :]) & real[None, :]
-            weights = tl.exp(tl.where(behind, scores, float("-inf")))
-            to_values += tl.dot(weights.to(query.dtype), slope)
-            steep = weights * (tl.dot(values, tl.trans(slope)) - mean_slope[None, :])
-            to_keys += tl.dot(steep.to(query.dtype), query)
+            some_keys, some_values = to_keys(*asking, keys, values, behind, scale)
+            for_keys += some_keys
+            for_values += some_values
         line = (which * block + tl.arange(0, block))[:, None] * size + tl.arange(0, size)[None, :]
-        tl.store(dk + line, to_keys * scale)
-        tl.store(dv + line, to_values)
+        tl.store(dk + line, for_keys * scale)
+        tl.store(dv + line, for_values)
 
 
 @triton.jit
@@ -253,17 +241,17 @@ def _added(
     number, which = tl.program_id(0), tl.program_id(1)
     sequence, kv_head = which // kv_heads, which % kv_heads
     row, column = tl.arange(0, block), tl.arange(0, size)[None, :]
-    to_keys = tl.zeros((block, size), tl.float32)
-    to_values = tl.zeros((block, size), tl.float32)
+    for_keys = tl.zeros((block, size), tl.float32)
+    for_values = tl.zeros((block, size), tl.float32)
     owner = which * blocks + number
     first, last = tl.load(parts + owner), tl.load(parts + owner + 1)
     line = (first.to(tl.int64) * block + row)[:, None] * size + column
     for _ in range(first, last):
-        to_keys += tl.load(keys + line)
-        to_values += tl.load(values + line)
+        for_keys += tl.load(keys + line)
+        for_values += tl.load(values + line)
         line += block * size
     index = number * block + row
     line = (sequence.to(tl.int64) * length + index) * kv_heads * size + kv_head * size
     inside = (index < length)[:, None]
-    tl.store(dk + line[:, None] + column, to_keys.to(dk.dtype.element_ty), mask=inside)
-    tl.store(dv + line[:, None] + column, to_values.to(dv.dtype.element_ty), mask=inside)
+    tl.store(dk + line[:, None] + column, for_keys.to(dk.dtype.element_ty), mask=inside)
+    tl.store(dv + line[:, None] + column, for_values.to(dv.dtype.element_ty), mask=inside)

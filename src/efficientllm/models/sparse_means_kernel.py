@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from efficientllm.models.softmax_gradient_kernel import again, first_time, to_keys, to_queries
 from efficientllm.models.sparse_rows import MEANS, TOGETHER
 from efficientllm.models.split_kernel import load_rows, warps
 
@@ -91,12 +92,7 @@ def _queries(
     real, seen = at < length, (at + 1) // block
     line = (sequence.to(tl.int64) * length + at) * kv_heads * group
     line += kv_head * group + asked % group
-    query = load_rows(q + line[:, None] * size, real, size)
-    slope = load_rows(down + line[:, None] * size, real, size)
-    given = load_rows(out + line[:, None] * size, real, size)
-    mean_slope = tl.sum(slope.to(tl.float32) * given.to(tl.float32), 1)
-    tl.store(delta + line, mean_slope, mask=real)
-    sums = tl.load(lse + line, mask=real, other=0.0)
+    asking = first_time(q, out, down, lse, delta, line, real, size)
     found = tl.zeros((rows, size), tl.float32)
     last = tl.minimum(((tile + 1) * rows - 1) // group + 1, length)
     end = last // block  # whole ones of the last query
@@ -105,10 +101,8 @@ def _queries(
         place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
         keys = load_rows(block_k + place[:, None], index < end, size)
         values = load_rows(block_v + place[:, None], index < end, size)
-        scores = tl.dot(query, tl.trans(keys)) * scale - sums[:, None]
-        weights = tl.exp(tl.where(index[None, :] < seen[:, None], scores, float("-inf")))
-        steep = weights * (tl.dot(slope, tl.trans(values)) - mean_slope[:, None])
-        found += tl.dot(steep.to(query.dtype), keys)
+        behind = index[None, :] < seen[:, None]
+        found += to_queries(*asking, keys, values, behind, scale)
     column = tl.arange(0, size)[None, :]
     result = (found * scale).to(dq.dtype.element_ty)
     tl.store(dq + line[:, None] * size + column, result, mask=real[:, None])
@@ -143,8 +137,8 @@ def _means(
     place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
     keys = load_rows(block_k + place[:, None], inside, size)
     values = load_rows(block_v + place[:, None], inside, size)
-    to_keys = tl.zeros((means, size), tl.float32)
-    to_values = tl.zeros((means, size), tl.float32)
+    for_keys = tl.zeros((means, size), tl.float32)
+    for_values = tl.zeros((means, size), tl.float32)
     first = tl.maximum((tile * means + 1) * block - 1, number * part)  # has seen one of these
     last = tl.minimum((number + 1) * part, length)
     for start in range(first * group, last * group, rows):
@@ -153,21 +147,16 @@ def _means(
         real, seen = at < last, (at + 1) // block
         line = (sequence.to(tl.int64) * length + at) * kv_heads * group
         line += kv_head * group + asked % group
-        query = load_rows(q + line[:, None] * size, real, size)
-        slope = load_rows(down + line[:, None] * size, real, size)
-        sums = tl.load(lse + line, mask=real, other=0.0)
-        mean_slope = tl.load(delta + line, mask=real, other=0.0)
-        scores = tl.dot(keys, tl.trans(query)) * scale - sums[None, :]
+        asking = again(q, down, lse, delta, line, real, size)
         behind = (index[:, None] < seen[None, :]) & real[None, :]
-        weights = tl.exp(tl.where(behind, scores, float("-inf")))
-        to_values += tl.dot(weights.to(query.dtype), slope)
-        steep = weights * (tl.dot(values, tl.trans(slope)) - mean_slope[None, :])
-        to_keys += tl.dot(steep.to(query.dtype), query)
+        some_keys, some_values = to_keys(*asking, keys, values, behind, scale)
+        for_keys += some_keys
+        for_values += some_values
     sequences = tl.num_programs(2) // kv_heads
     place += number.to(tl.int64) * sequences * blocks * kv_heads * size
     column = tl.arange(0, size)[None, :]
-    tl.store(dk + place[:, None] + column, to_keys * scale, mask=inside[:, None])
-    tl.store(dv + place[:, None] + column, to_values, mask=inside[:, None])
+    tl.store(dk + place[:, None] + column, for_keys * scale, mask=inside[:, None])
+    tl.store(dv + place[:, None] + column, for_values, mask=inside[:, None])
 
 
 @triton.jit
