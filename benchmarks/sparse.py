@@ -5,8 +5,9 @@
 
 The compressed and the selected branch alone, on random numbers, in bf16 and with one key/value
 head. A round times each step once (a few calls between two events), so that a change of the
-clock meets all alike. A number is the median of rounds, a ratio that of the ratios within
-rounds, with the least and the greatest beside it. Ours looks, chooses and reads in one step.
+clock meets all alike, and who is first changes from round to round. A number is the median of
+rounds, a ratio that of the ratios within rounds, with the least and the greatest beside it.
+Ours looks, chooses and reads in one step.
 The gradients of both are taken from the same outputs; how far apart they lie (as a norm) stands
 beside them. Theirs is tuned before the first round.
 """
@@ -17,6 +18,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from fla.ops.nsa.compression import parallel_nsa_compression_bwd, parallel_nsa_compression_fwd
@@ -69,9 +71,21 @@ def steps(batch: int, length: int, heads: int, size: int) -> dict[str, tuple[Cal
         ),
         CHOSEN: (
             lambda: parallel_nsa_bwd(**read, **block),
-            lambda: chosen_gradients(q, k, v, out, out_lse, down, chosen, SIZES.block),
+            lambda: added(q, k, v, out, out_lse, down, chosen, SIZES.block),
         ),
     }
+
+
+def added(q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Our gradients of q, k and v, with nothing to add that of q to."""
+    dq = torch.zeros_like(q)
+    return dq, *chosen_gradients(q, *rest, dq)
+
+
+def times(pair: tuple[Call, Call], *, turned: bool) -> list[float]:
+    """Milliseconds of both, of the second first where `turned`."""
+    found = [milliseconds(call) for call in (pair[::-1] if turned else pair)]
+    return found[::-1] if turned else found
 
 
 def milliseconds(call: Call) -> float:
@@ -113,11 +127,12 @@ def main() -> None:
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("these kernels run on an NVIDIA GPU")
+    torch.manual_seed(0)
     found = steps(asked.batch, asked.length, asked.heads, asked.size)
     away = {name: ", ".join(apart(*pair)) for name, pair in found.items()}
     rounds = [
-        {name: [milliseconds(call) for call in pair] for name, pair in found.items()}
-        for _ in range(asked.rounds)
+        {name: times(pair, turned=number % 2 == 1) for name, pair in found.items()}
+        for number in range(asked.rounds)
     ]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {vars(asked)}\n")
     print("| step | theirs (ms) | ours (ms) | theirs / ours | apart |")

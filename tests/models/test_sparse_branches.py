@@ -21,13 +21,13 @@ from tests.models.kernels import GPU, agree, drawn, with_triton
 USUAL = Sparse(block=64, selected=16, window=512)
 
 ON_CARD = [
-    (2, 32, 2, 405, Sparse(block=16, selected=8, window=32), 700, 64),
-    (1, 16, 1, 1000, USUAL, 300, 128),
-    (1, 14, 2, 300, Sparse(block=16, selected=4, window=8), 700, 64),
+    (2, 32, 2, 405, Sparse(block=16, selected=8, window=32), 100, 64),
+    (1, 16, 1, 2100, Sparse(block=64, selected=8, window=512), 700, 128),
+    (1, 14, 2, 300, Sparse(block=16, selected=4, window=8), 1000, 64),
 ]
 INTERPRETED = [
     (1, 16, 1, 41, Sparse(block=8, selected=2, window=8), 1000, 16),
-    (2, 4, 2, 22, Sparse(block=4, selected=3, window=8), 16, 16),  # some queries at a time
+    (2, 4, 2, 45, Sparse(block=4, selected=3, window=8), 16, 16),  # some queries at a time
     (1, 14, 2, 24, Sparse(block=4, selected=4, window=8), 7, 16),  # groups of seven
     (1, 2, 1, 3, Sparse(block=4, selected=4, window=8), 1000, 16),  # not one whole block
 ]
@@ -48,7 +48,10 @@ def test_both_branches_and_their_gradients_are_the_references(
     size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Large queries look at blocks so unlike that rounding seldom chooses another one."""
+    """Large queries look at blocks so unlike that rounding seldom chooses another one.
+
+    The reference has the means as the kernels get them: rounding those would.
+    """
     from efficientllm.models import sparse_look_kernel
 
     bytes_each = 4 * batch * kv_heads * -(-length // sizes.block)
@@ -64,7 +67,9 @@ def test_both_branches_and_their_gradients_are_the_references(
         means = means_of(k, v, sizes)
         if by_kernels:
             return sparse_branches(q, k, v, *means, sizes)
-        return sparse_reference(q, k, v, means, sizes)
+        rounded = (x.float() for x in means_of(*leaves[1:], sizes))
+        alike = [x + (y - x).detach() for x, y in zip(means, rounded, strict=True)]
+        return sparse_reference(q, k, v, (alike[0], alike[1]), sizes)
 
     found, right = attended(*leaves, True), attended(*exact, False)
     for one, other in zip(found, right, strict=True):
@@ -84,13 +89,27 @@ def test_the_operators_are_what_their_fakes_say() -> None:
     inputs = [drawn(1, 12, n, 16, seed=0) for n in (2, 1, 1)] + [
         drawn(1, 3, 1, 16, seed=1) for _ in range(2)
     ]
-    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    checks = (
+        *("test_schema", "test_faketensor", "test_autograd_registration"),
+        *("test_aot_dispatch_static", "test_aot_dispatch_dynamic"),
+    )
     given = [x.requires_grad_() for x in inputs]
     torch.library.opcheck(operators._forward, (*given, 4, 2), test_utils=checks)
     plain = [x.detach() for x in inputs]
     kept = [*plain, *operators._forward(*plain, 4, 2)]
     down = torch.ones_like(plain[0])
     torch.library.opcheck(operators._backward, (kept, down, down, 4), test_utils=checks)
+
+
+@with_triton
+def test_what_does_not_lie_as_the_kernels_read_is_refused() -> None:
+    q, k, means = (
+        drawn(1, 12, 2, 16, seed=0),
+        drawn(1, 12, 1, 16, seed=1),
+        drawn(1, 3, 1, 16, seed=2),
+    )
+    with pytest.raises(AssertionError):
+        operators._forward(q.transpose(1, 2).contiguous().transpose(1, 2), k, k, means, means, 4, 2)
 
 
 def test_the_operators_say_the_shapes_of_what_they_give() -> None:
@@ -116,6 +135,8 @@ def test_the_operators_say_the_shapes_of_what_they_give() -> None:
         (16, 64, Sparse(block=48, selected=16, window=512), "at least 16 tokens; here are 48"),
         (16, 64, Sparse(block=8, selected=4, window=512), "at least 16 tokens; here are 8"),
         (256, 128, USUAL, "no room for 256 query heads of 128"),
+        (256, 64, Sparse(block=128, selected=4, window=512), "no room for 256"),  # to read
+        (256, 128, Sparse(block=16, selected=4, window=512), "no room for 256"),  # to look
         (16, 256, USUAL, "no room for 16 query heads of 256"),
         (16, 128, Sparse(block=128, selected=4, window=512), "and blocks of 128"),
     ],

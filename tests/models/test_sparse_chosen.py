@@ -16,6 +16,7 @@ ON_CARD = [
 ]
 INTERPRETED = [
     (2, 8, 2, 29, 4, 16, 3, 5),  # parts that are no whole number of tiles; two pairs of two rows
+    (1, 4, 2, 70, 32, 16, 2, 7),  # blocks whose shares several programs add
     (1, 16, 1, 61, 8, 16, 5, 1000),  # one part a block, and a last block unfinished
     (1, 64, 1, 20, 4, 16, 8, 3),  # more to choose than there is
     (1, 14, 2, 18, 4, 16, 3, 4),  # groups that are no power of two
@@ -79,10 +80,13 @@ def test_the_kernels_give_what_autograd_gives(
     k, v = (drawn(batch, length, kv_heads, size, seed=seed) for seed in (3, 4))
     chosen = drawn_choices(batch, length, kv_heads, block, selected)
     exact, out, lse = exactly(q, k, v, down, chosen, block)
+    before = drawn(*q.shape, seed=5)
+    dq = before.clone()
     found = sparse_chosen_kernel.chosen_gradients(
-        q, k, v, out.to(q.dtype), lse, down, chosen, block
+        q, k, v, out.to(q.dtype), lse, down, chosen, block, dq
     )
-    for one, right in zip(found, exact, strict=True):
+    exact = (exact[0] + before.float(), *exact[1:])
+    for one, right in zip((dq, *found), exact, strict=True):
         assert (one.shape, one.dtype) == (right.shape, q.dtype)
         agree(one, right)
 
@@ -108,5 +112,5 @@ def test_what_parts_write_down_stays_small(batch: int, length: int) -> None:
 
     chosen = torch.zeros((batch, length, 1, 16), dtype=torch.int32)
     found = choices_of(chosen, 64, length // 64)
-    assert found.parts[-1] <= len(found.owners) <= 5200
-    assert found.part >= 128
+    assert found.parts[-1] <= len(found.owners)
+    assert len(found.owners) * 2 * 64 * 64 * 4 < 180e6, "bytes at a head size of 64"

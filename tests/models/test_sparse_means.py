@@ -92,8 +92,8 @@ def test_parts_are_as_many_as_keep_a_card_busy_and_no_more(monkeypatch: pytest.M
 
     monkeypatch.setattr(sparse_means_kernel, "_queries", Kernel())
     monkeypatch.setattr(sparse_means_kernel, "_means", Kernel())
-    for batch, length in ((8, 4096), (2, 16384), (1, 65536), (1, 64)):
+    for batch, length in ((8, 4096), (2, 16384), (1, 65536), (8, 65536), (1, 64)):
         q = torch.empty(batch, length, 16, 64)
         means = torch.empty(batch, -(-length // 64), 1, 64)
         sparse_means_kernel.means_gradients(q, means, means, q, q[..., 0].contiguous(), q, 64)
-    assert launched[1::2] == [(1, 16, 8), (4, 64, 2), (16, 66, 1), (1, 1, 1)]
+    assert launched[1::2] == [(1, 16, 8), (4, 64, 2), (16, 66, 1), (16, 9, 8), (1, 1, 1)]

@@ -121,9 +121,18 @@ def test_the_kernels_attend_as_the_reference(
 
 @with_triton
 def test_a_block_that_nobody_looks_at_is_read_all_the_same_where_there_is_room() -> None:
-    sizes = Sparse(block=16, selected=16, window=8)
-    rows = drawn_rows(1, 2, 1, 90, sizes, sharp=200)
-    agree(rows.by_kernels(sizes), rows.exact(sizes))
+    """Its mean is so far away that its share is zero; one of its tokens is what is looked for."""
+    sizes = Sparse(block=16, selected=5, window=8)
+    rows = drawn_rows(1, 2, 1, 80, sizes)
+    rows.q.zero_()[..., 0] = 800.0
+    rows.k.zero_()[:, :, 16:32, 0] = -3.0
+    rows.k[:, :, 20, 0] = 1.0
+    block_k, block_v = means_of(rows.k, rows.v, sizes)
+    alone = rows._replace(block_k=block_k, block_v=block_v)
+    exact = alone.exact(sizes)
+    agree(alone.by_kernels(sizes), exact)
+    fewer = Sparse(block=16, selected=4, window=8)
+    assert (alone.exact(fewer) - exact)[:, :, 79].norm() > 0.1 * exact[:, :, 79].norm()
 
 
 @with_triton
@@ -145,7 +154,7 @@ def test_the_operator_is_what_its_fake_says() -> None:
 
 
 @with_triton
-def test_a_prefill_takes_the_kernels_and_a_training_does_not(
+def test_a_prefill_is_put_together_at_once_and_a_training_in_branches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes, asked = Sparse(block=16, selected=2, window=32), []
@@ -172,6 +181,21 @@ def test_a_prefill_takes_the_kernels_and_a_training_does_not(
         assert torch.equal(one, other)
     agree(layer(x, positions), plain)
     assert len(asked) == 1, "without a cache gradients may be wanted"
+
+
+@with_triton
+def test_shares_of_all_pairs_stay_within_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    from efficientllm.models import sparse_look_kernel
+
+    sizes, held = Sparse(block=16, selected=2, window=8), []
+    rows = drawn_rows(2, 4, 2, 70, sizes)
+    looks = sparse_look_kernel.looks
+    monkeypatch.setattr(sparse_look_kernel, "SHARES_BYTES", 4 * 4 * 5 * 32)
+    means = rows.block_k, rows.block_v
+    for first, last, shares in looks(rows.q, means, torch.empty_like(rows.q), None, sizes.block):
+        held.append((first, last))
+        assert shares.numel() * 4 <= sparse_look_kernel.SHARES_BYTES
+    assert held == [(0, 32), (32, 64), (64, 70)]
 
 
 def test_the_kernels_are_for_half_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

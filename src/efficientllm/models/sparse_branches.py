@@ -57,11 +57,11 @@ def _backward(
     from efficientllm.models.sparse_means_kernel import means_gradients
 
     q, k, v, block_k, block_v, compressed, out, compressed_lse, lse, chosen = kept
-    dq_compressed, d_block_k, d_block_v = means_gradients(
+    dq, d_block_k, d_block_v = means_gradients(
         q, block_k, block_v, compressed, compressed_lse, d_compressed.contiguous(), block
     )
-    dq, dk, dv = chosen_gradients(q, k, v, out, lse, d_selected.contiguous(), chosen, block)
-    return [dq + dq_compressed, dk, dv, d_block_k, d_block_v]
+    dk, dv = chosen_gradients(q, k, v, out, lse, d_selected.contiguous(), chosen, block, dq)
+    return [dq, dk, dv, d_block_k, d_block_v]
 
 
 @_backward.register_fake
@@ -72,6 +72,7 @@ def _(kept: list[Tensor], d_compressed: Tensor, d_selected: Tensor, block: int) 
 def _keep(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.block, _ = inputs  # type: ignore[attr-defined]
     ctx.save_for_backward(*tensors, *output)  # type: ignore[attr-defined]
+    ctx.mark_non_differentiable(*output[2:])  # type: ignore[attr-defined]
 
 
 def _gradients(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,9 +1,9 @@
 """The gradients of attention to chosen blocks on a GPU: NSA's selected branch.
 
 What a query gets, it gathers from its blocks. What a block gets is a sum over all queries that
-chose it, and those are not evenly many: every query reads the first block. A program for each
-block, as flash-linear-attention has it, leaves a card waiting for that one. So the choices are
-sorted by block and cut into parts of equal length, each part writes down its share, and a
+chose it, and those are not evenly many: every query reads the first block, and a card with a
+program for each block waits for that one (flash-linear-attention 0.6 has that). So the choices
+are sorted by block and cut into parts of equal length, each part writes down its share, and a
 block's shares are added in a fixed order.
 
 In Triton; imported only where Triton is. Legend: as in `sparse.py`, with S blocks selected for
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from efficientllm.models.attend_cached import rows_of
 from efficientllm.models.softmax_gradient_kernel import again, first_time, to_keys, to_queries
-from efficientllm.models.sparse_rows import TOGETHER
+from efficientllm.models.sparse_rows import LEAST, TOGETHER
 from efficientllm.models.split_kernel import load_rows, warps
 
 PARTS = 4096
@@ -55,19 +55,21 @@ def chosen_gradients(
     down: Tensor,
     chosen: Tensor,
     block: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q [B, T, H, D], k and v [B, T, K, D].
+    dq: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of k and v [B, T, K, D]; that of q [B, T, H, D] is added to `dq`, in place.
 
     `out` is what the branch gave and `down` the gradient of that, both as q, `lse` [B, T, H]
     the log-sum-exps of its scores, which are products over the root of D, and `chosen`
     [B, T, K, S] what each query reads, up to itself: different blocks, negative or later ones
     for nothing. All are contiguous.
     """
-    assert all(x.is_contiguous() for x in (q, k, v, out, lse, down, chosen))
+    assert all(x.is_contiguous() for x in (q, k, v, out, lse, down, chosen, dq))
+    assert chosen.numel() < 2**31
     (batch, length, heads, size), kv_heads = q.shape, k.shape[2]
     pairs, group, scale = batch * kv_heads, heads // kv_heads, size**-0.5
     fixed = {"kv_heads": kv_heads, "group": group, "block": block, "size": size}
-    dq, delta = torch.empty_like(q), torch.empty_like(lse)
+    delta = torch.empty_like(lse)
     rows = min(rows_of(group), TOGETHER)
     _asking[(length, pairs, triton.cdiv(group, rows))](
         *(q, k, v, out, lse, down, chosen, dq, delta, length, chosen.shape[-1], scale),
@@ -81,22 +83,23 @@ def chosen_gradients(
         (2, len(choices.owners), block, size), device=q.device, dtype=torch.float32
     )
     _asked[(len(choices.owners),)](
-        *(q, k, v, lse, delta, down, *choices[:4], *shares, length, blocks, pairs * blocks, scale),
+        *(q, k, v, lse, delta, down, *choices, *shares, length, blocks, pairs * blocks, scale),
         **fixed,
         rows=TOGETHER,
-        part=choices.part,
         num_stages=2,
         num_warps=warps(2 * max(block, TOGETHER), size),
     )
     dk, dv = torch.empty_like(k), torch.empty_like(v)
-    _added[(blocks, pairs)](
+    tokens = min(block, LEAST)
+    _added[(blocks, pairs, block // tokens)](
         *(*shares, choices.parts, dk, dv, length, blocks),
         kv_heads=kv_heads,
         block=block,
         size=size,
+        rows=tokens,
         num_warps=4,
     )
-    return dq, dk, dv
+    return dk, dv
 
 
 def choices_of(chosen: Tensor, block: int, blocks: int) -> Choices:
@@ -144,7 +147,7 @@ def _asking(
     size: tl.constexpr,
     rows: tl.constexpr,
 ):
-    """What one query of one (sequence, key/value head) gets; `delta` is kept for the keys."""
+    """What one query of one (sequence, key/value head) gets more; `delta` is kept for the keys."""
     at, which = tl.program_id(0), tl.program_id(1)
     sequence, kv_head = which // kv_heads, which % kv_heads
     row = tl.program_id(2) * rows + tl.arange(0, rows)
@@ -163,9 +166,10 @@ def _asking(
             keys = load_rows(k + place[:, None], seen, size)
             values = load_rows(v + place[:, None], seen, size)
             found += to_queries(*asking, keys, values, seen[None, :], scale)
-    column = tl.arange(0, size)[None, :]
-    result = (found * scale).to(dq.dtype.element_ty)
-    tl.store(dq + line[:, None] * size + column, result, mask=real[:, None])
+    dq += line[:, None] * size
+    result = load_rows(dq, real, size).to(tl.float32) + found * scale
+    place = dq + tl.arange(0, size)[None, :]
+    tl.store(place, result.to(dq.dtype.element_ty), mask=real[:, None])
 
 
 @triton.jit
@@ -180,6 +184,7 @@ def _asked(
     begins,
     parts,
     owners,
+    part,
     dk,
     dv,
     length,
@@ -191,7 +196,6 @@ def _asked(
     block: tl.constexpr,
     size: tl.constexpr,
     rows: tl.constexpr,
-    part: tl.constexpr,
 ):
     """What one part of the queries that chose a block gives its keys and values."""
     which = tl.program_id(0).to(tl.int64)
@@ -207,9 +211,9 @@ def _asked(
         for_values = tl.zeros((block, size), tl.float32)
         first = tl.load(begins + owner) + (which - tl.load(parts + owner)).to(tl.int32) * part
         last = tl.minimum(tl.load(begins + owner + 1), first + part)
-        for start in range(first * group, last * group, rows):
+        for start in range(0, (last - first) * group, rows):
             asked = start + tl.arange(0, rows)  # heads of a query, then those of the next
-            choice = asked // group
+            choice = first + asked // group
             real = choice < last
             at = tl.load(chosen_by + choice, mask=real, other=0)
             line = (sequence.to(tl.int64) * length + at) * kv_heads * group
@@ -236,13 +240,15 @@ def _added(
     kv_heads: tl.constexpr,
     block: tl.constexpr,
     size: tl.constexpr,
+    rows: tl.constexpr,
 ):
-    """The shares of one block of one (sequence, key/value head), added."""
+    """The shares of some tokens of one block of one (sequence, key/value head), added."""
     number, which = tl.program_id(0), tl.program_id(1)
     sequence, kv_head = which // kv_heads, which % kv_heads
-    row, column = tl.arange(0, block), tl.arange(0, size)[None, :]
-    for_keys = tl.zeros((block, size), tl.float32)
-    for_values = tl.zeros((block, size), tl.float32)
+    row = tl.program_id(2) * rows + tl.arange(0, rows)
+    column = tl.arange(0, size)[None, :]
+    for_keys = tl.zeros((rows, size), tl.float32)
+    for_values = tl.zeros((rows, size), tl.float32)
     owner = which * blocks + number
     first, last = tl.load(parts + owner), tl.load(parts + owner + 1)
     line = (first.to(tl.int64) * block + row)[:, None] * size + column

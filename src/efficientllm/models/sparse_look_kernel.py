@@ -1,4 +1,4 @@
-"""Attention to the means of whole blocks on a GPU: NSA's compressed branch, and its choice.
+"""Attention to the means of whole blocks on a GPU: NSA's compressed branch, and who looked where.
 
 Some queries at once, because they look at the same means. The softmax's sums are known only
 at the end, so what each block was looked at is added up in a second pass over the means.
@@ -27,8 +27,9 @@ def looks(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Attend to means, into `out` and `lse`, some queries after the others.
 
-    Tells which (first, one past the last), and how much they looked at each block
-    [B K, queries at once, N].
+    q and out [B, H, T, D] and the means [B, K, N, D] of any strides but for a head's numbers,
+    `lse` [B, T, H] contiguous. Tells which queries (first, one past the last), and how much
+    they looked at each block [B K, queries at once, N], summed over the heads of a group.
     """
     batch, heads, length, size = q.shape
     kv_heads, blocks = means[0].shape[1:3]

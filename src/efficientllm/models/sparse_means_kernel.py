@@ -3,8 +3,8 @@
 There are few means and many queries. What the queries get is independent; a mean's gradient
 is a sum over all queries behind it, and a program for each 64 means that goes through them
 one after the other keeps 8 of an H100's 132 multiprocessors busy (16,384 tokens, two rows,
-one key/value head): so flash-linear-attention's kernel does it. Here the queries are divided
-as well, each part writes down its share, and the shares are added in a fixed order.
+one key/value head; flash-linear-attention 0.6 has that). Here the queries are divided as well,
+each part writes down its share, and the shares are added in a fixed order.
 
 In Triton; imported only where Triton is. Legend: as in `sparse.py`, with P parts of the
 queries.
@@ -54,9 +54,8 @@ def means_gradients(
     parts = triton.cdiv(length, part)
     shares = torch.empty((2, parts, *block_k.shape), device=q.device, dtype=torch.float32)
     _means[(tiles, parts, pairs)](
-        *(q, block_k, block_v, lse, delta, down, shares[0], shares[1], length, blocks, scale),
+        *(q, block_k, block_v, lse, delta, down, *shares, length, blocks, part, scale),
         **fixed,
-        part=part,
         num_stages=2,
         num_warps=warps(2 * MEANS, size),
     )
@@ -120,6 +119,7 @@ def _means(
     dv,
     length,
     blocks,
+    part,
     scale,
     kv_heads: tl.constexpr,
     group: tl.constexpr,
@@ -127,7 +127,6 @@ def _means(
     size: tl.constexpr,
     rows: tl.constexpr,
     means: tl.constexpr,
-    part: tl.constexpr,
 ):
     """What one part of the queries gives some means of one (sequence, key/value head)."""
     tile, number, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)

@@ -61,6 +61,7 @@ def attend_branches(
     the log-sum-exps [B, T, H] of each, and the blocks that were chosen [B, T, K, selected],
     -1 where there are no more.
     """
+    assert all(x.is_contiguous() for x in (q, k, v, *means))
     (batch, length, heads, size), kv_heads = q.shape, k.shape[2]
     compressed, out = torch.empty_like(q), torch.empty_like(q)
     looked, lse = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
