@@ -77,7 +77,7 @@ def branches(group: int, size: int) -> None:
     compressed, out, looked, lse, _ = attend_branches(q, k, k, (means, means), 64, 16)
     means_gradients(q, means, means, compressed, looked, q, 64)
     chosen = torch.zeros((1, 640, 2, 16), dtype=torch.int32)
-    chosen_gradients(q, k, k, out, lse, q, chosen, 64)
+    chosen_gradients(q, k, k, out, lse, q, chosen, 64, q)
 
 
 def heads() -> None:
