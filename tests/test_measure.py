@@ -267,7 +267,7 @@ def test_the_windows_of_a_point_come_in_order_and_the_check_is_brief(world: Worl
 
 def test_long_units_are_fewer_in_a_window_that_only_checks_others(world: World) -> None:
     *_, check = Loop(
-        Points(world, {"prefill": 1, "decode": 1, "request": 4.0}), world, QUICK
+        Points(world, {"prefill": 1, "decode": 1, "request": 6.0}), world, QUICK
     ).measure()
     assert check.units == 2
     *_, check = Loop(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from efficientllm.steady import agree, longest_stretch
+from efficientllm.steady import agree, in_vain, longest_stretch
 
 
 def test_blocks_agree_within_two_percent_of_the_median_and_five_of_the_quartiles() -> None:
@@ -43,3 +43,10 @@ def test_the_longest_stretch_has_no_interlude_inside_and_settles_after_one(
     done: int, interludes: list[int], total: int, expected: tuple[int, int]
 ) -> None:
     assert longest_stretch(done, interludes, total) == expected
+
+
+def test_a_block_is_in_vain_where_no_other_one_fits_that_could_agree_with_it() -> None:
+    assert in_vain([1.0], 3, 2.9)
+    assert not in_vain([1.0], 3, 3.1)
+    assert in_vain([9.0, 2.0], 3, 5.9), "the last unit tells how long they are now"
+    assert not in_vain([1.0, 1.0, 1.0], 3, 0.1), "this one may agree with the block before"

@@ -14,10 +14,11 @@ than two units ahead, so the window ends when its time has passed on the device 
 when Python believes so. Nothing else happens there: no printing, no garbage collection,
 no meter in this process.
 
-What exceeds the protocol's cap is cut, never below three units. A window that cannot do
-three is left out, with its reason, and the others are measured; a point without any is a
-timeout, and the trial goes on with the next. Work with a declared number of units (training
-steps) does exactly that many: warm-up and window are ranges of them.
+What exceeds the protocol's cap is cut, never below three units (two in a window that only
+checks others). A window that cannot do three is left out, with its reason, and the others are
+measured; a point without any is a timeout, and the trial goes on with the next. Work with a
+declared number of units (training steps) does exactly that many: warm-up and window are ranges
+of them.
 
 Declared work may have *interludes*: calls that are due after so many units, and that no
 clock is to see. What they do is the caller's business; here they are only kept apart. The

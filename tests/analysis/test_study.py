@@ -82,6 +82,34 @@ def test_the_study_with_more_that_can_be_compared_comes_first_even_if_it_is_smal
     third = [record for preset in sizes for record in case(preset, 65536, "mha", "gqa", "mqa")]
     gap = [*third, *case("1.5B-h16", 4096), *case("0.5B-h16", 4096, "mha", "gqa", "mqa")]
     assert [study.size for study in studies(rows(gap))] == ["0.5B-h16", "1.5B-h16"]
+    alone = [*even, *case("0.5B-h16", 16384, "mha"), *case("0.5B-h16", 65536, "gqa")]
+    assert [study.size for study in studies(rows(alone))] == ["1.5B-h16", "0.5B-h16"]
+
+
+def test_two_stages_go_before_many_points_and_one_variants_gap_does_not() -> None:
+    def decoded(preset: str, *contexts: int) -> list[Record]:
+        models = (made.model(a) | {"preset": preset} for a in ("mha", "gqa", "mqa"))
+        return [
+            samples.record(
+                samples.case(
+                    name=f"{preset}{context}",
+                    model=model,
+                    workload={"kind": "generate", "points": {"context": [context]}},
+                )
+            )
+            for model in models
+            for context in contexts
+        ]
+
+    def trained(preset: str, *attentions: str) -> list[Record]:
+        models = (made.model(a) | {"preset": preset} for a in attentions)
+        return [samples.record(samples.pretrain(name=preset, model=model)) for model in models]
+
+    small = [*decoded("30M-h16", 4096), *trained("30M-h16", "mha", "gqa", "mqa")]
+    large = [*decoded("0.5B-h16", 4096, 16384, 65536), *trained("0.5B-h16", "mha", "gqa")]
+    assert [study.size for study in studies(rows([*small, *large]))] == ["0.5B-h16", "30M-h16"]
+    only = decoded("0.5B-h16", 4096, 16384, 65536)
+    assert [study.size for study in studies(rows([*small, *only]))] == ["30M-h16", "0.5B-h16"]
 
 
 def test_two_of_a_kind_at_one_point_are_told_apart_by_their_settings() -> None:

@@ -99,8 +99,8 @@ def size(case: Case) -> str:
 def studies(rows: Iterable[Row]) -> list[Study]:
     """Every study with at least two variants.
 
-    First the one of which most variants ran, then the one with most of them beside another
-    in a stage, then at a point (an out of memory leaves a gap), then the largest.
+    First the one of which most variants ran, then in most stages, then with most of them
+    beside another at a point (an out of memory leaves a gap), then the largest.
     """
     known = list(rows)
     found = []
@@ -202,13 +202,13 @@ def _order(study: Study) -> tuple[int, int, int, float]:
     ran = [[row for row in rows if row.status == "ok"] for rows in study.variants.values()]
     stages = _compared({row.case.stage for row in rows} for rows in ran)
     points = _compared({(row.case.stage, row.point) for row in rows} for rows in ran)
-    return -sum(map(bool, ran)), -stages, -points, -_parameters(study)
+    return -sum(map(bool, ran)), -len(stages), -sum(points), -_parameters(study)
 
 
-def _compared(places: Iterable[set[Any]]) -> int:
-    """How often a variant ran at a place where another one did."""
+def _compared(places: Iterable[set[Any]]) -> list[int]:
+    """How many variants ran at each place where at least two did."""
     counts = Counter(place for found in places for place in found)
-    return sum(count for count in counts.values() if count > 1)
+    return [count for count in counts.values() if count > 1]
 
 
 def _parameters(study: Study) -> float:

@@ -138,7 +138,7 @@ class Generate:
         free_cached()
 
     def _request(self) -> None:
-        """One whole request. The first, which no clock counts, keeps the tokens it puts out."""
+        """One whole request. The first, which is in no window, keeps the tokens it puts out."""
         first = not self._generated
         self._capture_once()
         self._prefill()
@@ -167,7 +167,7 @@ class Generate:
         self._visible.append(self._position)
 
     def _capture_once(self) -> None:
-        """Put the decode step into a graph; what that writes, the next prefill overwrites."""
+        """Put the decode step into a graph; what that writes is written again before it is read."""
         if self._graph and self._replay is None:
             # Capturing runs the step CAPTURE_CALLS times, each one slot further.
             self._slot.fill_(min(self._position, self._length - CAPTURE_CALLS))
