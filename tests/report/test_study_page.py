@@ -279,6 +279,18 @@ def test_a_page_that_is_cut_keeps_what_it_is_about(monkeypatch: pytest.MonkeyPat
     assert "2 older rows are not shown" in text
 
 
+def test_published_rows_that_are_left_out_are_not_told_as_the_readers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who exports a store finds none of them there."""
+    monkeypatch.setattr(html, "MAX_ROWS", 2)
+    mine = [position(n, i) for i, n in enumerate(("rope", "alibi", "none"))]
+    published = [made.pretrain(n, 16384) for n in ("mha", "nsa")]
+    text = page(Results(tuple(mine)), beside=Results(tuple(published)))
+    assert "1 older rows are not shown here" in text
+    assert "2 published rows are not shown here." in text
+
+
 def test_rows_of_other_experiments_move_no_sentence() -> None:
     """Neither a newer trial of a variant that the suite has, nor a variant of another suite's."""
     suite = made.attention_suite()

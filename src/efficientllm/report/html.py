@@ -102,7 +102,10 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     shown = rows[-MAX_ROWS:]
     fixed = _fixed_parts(results, shown, main[-MAX_ROWS:], newest)
     while True:
-        text = _render(shown, newest, fixed | {"left_out": len(rows) - len(shown)})
+        left_out = rows[: len(rows) - len(shown)]
+        mine = sum(id(row.record) in own for row in left_out)
+        counts = {"left_out": mine, "published_left_out": len(left_out) - mine}
+        text = _render(shown, newest, fixed | counts)
         if len(text.encode()) <= MAX_BYTES or len(shown) == 1:
             return text
         shown = shown[-(len(shown) * 3 // 4) :]
