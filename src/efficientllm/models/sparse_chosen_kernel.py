@@ -75,7 +75,7 @@ def chosen_gradients(
         *(q, k, v, out, lse, down, chosen, dq, delta, length, chosen.shape[-1], scale),
         **fixed,
         rows=rows,
-        num_warps=warps(rows, size),
+        num_warps=min(8, max(1, rows * size // 1024)),
     )
     blocks = triton.cdiv(length, block)
     choices = choices_of(chosen, block, blocks)
@@ -87,7 +87,7 @@ def chosen_gradients(
         **fixed,
         rows=TOGETHER,
         num_stages=2,
-        num_warps=warps(2 * max(block, TOGETHER), size),
+        num_warps=4,
     )
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     tokens = min(block, LEAST)

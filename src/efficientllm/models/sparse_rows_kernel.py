@@ -87,7 +87,7 @@ def _reading(group: int, kv_heads: int, block: int, size: int, blocks: int) -> d
         "size": size,
         "rows": rows,
         "numbers": triton.next_power_of_2(blocks),
-        "num_warps": warps(rows, size),
+        "num_warps": min(8, max(1, rows * size // 1024)),
     }
 
 
