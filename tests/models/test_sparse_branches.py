@@ -86,7 +86,8 @@ def test_both_branches_and_their_gradients_are_the_references(
 
 @with_triton
 def test_the_operators_are_what_their_fakes_say() -> None:
-    inputs = [drawn(1, 12, n, 16, seed=0) for n in (2, 1, 1)] + [
+    block = 16 if GPU else 4
+    inputs = [drawn(1, 3 * block, n, 16, seed=0) for n in (2, 1, 1)] + [
         drawn(1, 3, 1, 16, seed=1) for _ in range(2)
     ]
     checks = (
@@ -94,11 +95,11 @@ def test_the_operators_are_what_their_fakes_say() -> None:
         *("test_aot_dispatch_static", "test_aot_dispatch_dynamic"),
     )
     given = [x.requires_grad_() for x in inputs]
-    torch.library.opcheck(operators._forward, (*given, 4, 2), test_utils=checks)
+    torch.library.opcheck(operators._forward, (*given, block, 2), test_utils=checks)
     plain = [x.detach() for x in inputs]
-    kept = [*plain, *operators._forward(*plain, 4, 2)]
+    kept = [*plain, *operators._forward(*plain, block, 2)]
     down = torch.ones_like(plain[0])
-    torch.library.opcheck(operators._backward, (kept, down, down, 4), test_utils=checks)
+    torch.library.opcheck(operators._backward, (kept, down, down, block), test_utils=checks)
 
 
 @with_triton

@@ -22,10 +22,10 @@ from torch import Tensor
 from efficientllm.models.attend_cached import rows_of
 from efficientllm.models.softmax_gradient_kernel import again, first_time, to_keys, to_queries
 from efficientllm.models.sparse_rows import LEAST, TOGETHER
-from efficientllm.models.split_kernel import load_rows, warps
+from efficientllm.models.split_kernel import load_rows, warps, warps_alone
 
 PARTS = 4096
-"""Parts that the choices are cut into at most, beside one for each block. Not tuned."""
+"""Parts that the choices are cut into at most, beside one for each block; 2,048 are as fast."""
 
 LEAST_PART = 256
 """Choices of a part at least: what it writes down must stay small beside what it reads."""
@@ -75,7 +75,7 @@ def chosen_gradients(
         *(q, k, v, out, lse, down, chosen, dq, delta, length, chosen.shape[-1], scale),
         **fixed,
         rows=rows,
-        num_warps=min(8, max(1, rows * size // 1024)),
+        num_warps=warps_alone(rows, size),
     )
     blocks = triton.cdiv(length, block)
     choices = choices_of(chosen, block, blocks)
@@ -86,8 +86,8 @@ def chosen_gradients(
         *(q, k, v, lse, delta, down, *choices, *shares, length, blocks, pairs * blocks, scale),
         **fixed,
         rows=TOGETHER,
-        num_stages=2,
-        num_warps=4,
+        num_stages=1,
+        num_warps=warps(max(block, TOGETHER), size),
     )
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     tokens = min(block, LEAST)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from efficientllm.models.attend_cached import rows_of
 from efficientllm.models.sparse_look_kernel import lines, looks
-from efficientllm.models.split_kernel import load_rows, mix, warps
+from efficientllm.models.split_kernel import load_rows, mix, warps_alone
 
 
 def attend_rows(
@@ -87,7 +87,7 @@ def _reading(group: int, kv_heads: int, block: int, size: int, blocks: int) -> d
         "size": size,
         "rows": rows,
         "numbers": triton.next_power_of_2(blocks),
-        "num_warps": min(8, max(1, rows * size // 1024)),
+        "num_warps": warps_alone(rows, size),
     }
 
 
