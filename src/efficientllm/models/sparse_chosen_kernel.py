@@ -25,7 +25,7 @@ from efficientllm.models.sparse_rows import LEAST, TOGETHER
 from efficientllm.models.split_kernel import load_rows, warps, warps_alone
 
 PARTS = 4096
-"""Parts that the choices are cut into at most, beside one for each block; 2,048 are as fast."""
+"""Parts that the choices are cut into at most, beside one for each block. Not tuned."""
 
 LEAST_PART = 256
 """Choices of a part at least: what it writes down must stay small beside what it reads."""
