@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientllm.models.sparse_reference import masked
-from tests.models.kernels import DEVICE, GPU, agree, drawn, with_triton
+from tests.models.kernels import DEVICE, GPU, agree, drawn, masked_gradients, with_triton
 
 ON_CARD = [
     (2, 32, 2, 2405, 16, 64, 8, 100),
@@ -38,23 +37,6 @@ def drawn_choices(batch: int, length: int, kv_heads: int, block: int, selected: 
     return torch.cat((chosen, missing), dim=-1).to(DEVICE, torch.int32).contiguous()
 
 
-def exactly(
-    q: Tensor, k: Tensor, v: Tensor, down: Tensor, chosen: Tensor, block: int
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Gradients, output and log-sum-exps, [B, T, heads, ...], in float32."""
-    leaves = [x.float().detach().requires_grad_() for x in (q, k, v)]
-    grouped, keys, values = (x.transpose(1, 2) for x in leaves)
-    grouped = grouped.unflatten(1, (k.shape[2], -1))
-    key = torch.arange(q.shape[1], device=DEVICE)
-    picked = (chosen.unsqueeze(-1) == key // block).any(3).transpose(1, 2)
-    seen = (picked & (key <= key[:, None])).unsqueeze(2)
-    out = masked(grouped, keys, values, seen)[0].flatten(1, 2).transpose(1, 2)
-    scores = grouped @ keys.unsqueeze(2).transpose(-1, -2) * q.shape[-1] ** -0.5
-    lse = scores.masked_fill(~seen, float("-inf")).logsumexp(-1).flatten(1, 2).transpose(1, 2)
-    gradients = torch.autograd.grad(out, leaves, down.float())
-    return gradients, out.detach().contiguous(), lse.detach().contiguous()
-
-
 @with_triton
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "length", "block", "size", "selected", "part"),
@@ -79,7 +61,10 @@ def test_the_kernels_give_what_autograd_gives(
     q, down = (drawn(batch, length, heads, size, seed=seed) for seed in (1, 2))
     k, v = (drawn(batch, length, kv_heads, size, seed=seed) for seed in (3, 4))
     chosen = drawn_choices(batch, length, kv_heads, block, selected)
-    exact, out, lse = exactly(q, k, v, down, chosen, block)
+    key = torch.arange(length, device=DEVICE)
+    picked = (chosen.unsqueeze(-1) == key // block).any(3).transpose(1, 2)
+    seen = (picked & (key <= key[:, None])).unsqueeze(2)
+    exact, out, lse = masked_gradients(q, k, v, down, seen)
     before = drawn(*q.shape, seed=5)
     dq = before.clone()
     found = sparse_chosen_kernel.chosen_gradients(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from efficientllm.catalog.shape import Sparse
-from efficientllm.models.sparse_reference import masked, means_of
-from tests.models.kernels import DEVICE, GPU, agree, drawn, with_triton
+from efficientllm.models.sparse_reference import means_of
+from tests.models.kernels import DEVICE, GPU, agree, drawn, masked_gradients, with_triton
 
 ON_CARD = [
     (2, 32, 2, 2405, 16, 64, 700),
@@ -51,8 +50,10 @@ def test_the_kernels_give_what_autograd_gives(
     q, down = (drawn(batch, length, heads, size, seed=seed) for seed in (1, 2))
     k, v = (drawn(batch, kv_heads, length, size, seed=seed) for seed in (3, 4))
     means = means_of(k, v, Sparse(block=block, selected=1, window=1))
-    exact, out, lse = exactly(q, *means, down, block)
     flat = [x.transpose(1, 2).contiguous() for x in means]
+    behind = (torch.arange(length, device=DEVICE) + 1) // block
+    seen = torch.arange(flat[0].shape[1], device=DEVICE) < behind[:, None]
+    exact, out, lse = masked_gradients(q, *flat, down, seen)
     found = sparse_means_kernel.means_gradients(q, *flat, out.to(q.dtype), lse, down, block)
     assert [x.dtype for x in found] == [q.dtype] * 3
     for one, right in zip(found, exact, strict=True):
@@ -61,23 +62,6 @@ def test_the_kernels_give_what_autograd_gives(
             agree(one, right)
         else:
             assert one.abs().max() < 1e-6, "nobody has a choice between means"
-
-
-def exactly(
-    q: Tensor, block_k: Tensor, block_v: Tensor, down: Tensor, block: int
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Gradients, output and log-sum-exps of q [B, T, H, D] and means [B, K, N, D], in float32."""
-    leaves = [x.float().detach().requires_grad_() for x in (q, block_k, block_v)]
-    query, keys, values = leaves
-    grouped = query.transpose(1, 2).unflatten(1, (keys.shape[1], -1))
-    at = torch.arange(q.shape[1], device=DEVICE)[:, None]
-    seen = torch.arange(keys.shape[2], device=DEVICE) < (at + 1) // block
-    out = masked(grouped, keys, values, seen)[0].flatten(1, 2).transpose(1, 2)
-    scores = grouped @ keys.unsqueeze(2).transpose(-1, -2) * q.shape[-1] ** -0.5
-    lse = scores.masked_fill(~seen, float("-inf")).logsumexp(-1).flatten(1, 2).transpose(1, 2)
-    dq, dk, dv = torch.autograd.grad(out, leaves, down.float())
-    exact = (dq, dk.transpose(1, 2), dv.transpose(1, 2))
-    return exact, out.detach().contiguous(), lse.detach().contiguous()
 
 
 @with_triton

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from efficientllm.models.attend_cached import rows_of
 from efficientllm.models.softmax_gradient_kernel import again, first_time, to_keys, to_queries
+from efficientllm.models.sparse_look_kernel import places
 from efficientllm.models.sparse_rows import LEAST, TOGETHER
 from efficientllm.models.split_kernel import load_rows, warps, warps_alone
 
@@ -152,17 +153,16 @@ def _asking(
     sequence, kv_head = which // kv_heads, which % kv_heads
     row = tl.program_id(2) * rows + tl.arange(0, rows)
     real = row < group
-    token = sequence.to(tl.int64) * length + at
-    line = token * kv_heads * group + kv_head * group + row
+    line = places(sequence, at, kv_head * group + row, length, kv_heads * group)
     asking = first_time(q, out, down, lse, delta, line, real, size)
-    chosen += (token * kv_heads + kv_head) * selected
+    chosen += places(sequence, at, kv_head, length, kv_heads) * selected
     found = tl.zeros((rows, size), tl.float32)
     for number in range(selected):
         begin = tl.load(chosen + number) * block
         if (begin >= 0) & (begin <= at):
             index = begin + tl.arange(0, block)
             seen = index <= at
-            place = (sequence.to(tl.int64) * length + index) * kv_heads * size + kv_head * size
+            place = places(sequence, index, kv_head, length, kv_heads) * size
             keys = load_rows(k + place[:, None], seen, size)
             values = load_rows(v + place[:, None], seen, size)
             found += to_queries(*asking, keys, values, seen[None, :], scale)
@@ -204,7 +204,7 @@ def _asked(
         pair = owner // blocks
         sequence, kv_head = pair // kv_heads, pair % kv_heads
         index = owner % blocks * block + tl.arange(0, block)
-        place = (sequence.to(tl.int64) * length + index) * kv_heads * size + kv_head * size
+        place = places(sequence, index, kv_head, length, kv_heads) * size
         keys = load_rows(k + place[:, None], index < length, size)
         values = load_rows(v + place[:, None], index < length, size)
         for_keys = tl.zeros((block, size), tl.float32)
@@ -216,8 +216,8 @@ def _asked(
             choice = first + asked // group
             real = choice < last
             at = tl.load(chosen_by + choice, mask=real, other=0)
-            line = (sequence.to(tl.int64) * length + at) * kv_heads * group
-            line += kv_head * group + asked % group
+            head = kv_head * group + asked % group
+            line = places(sequence, at, head, length, kv_heads * group)
             asking = again(q, down, lse, delta, line, real, size)
             behind = (index[:, None] <= at[None, :]) & real[None, :]
             some_keys, some_values = to_keys(*asking, keys, values, behind, scale)
@@ -257,7 +257,7 @@ def _added(
         for_values += tl.load(values + line)
         line += block * size
     index = number * block + row
-    line = (sequence.to(tl.int64) * length + index) * kv_heads * size + kv_head * size
+    line = places(sequence, index, kv_head, length, kv_heads) * size
     inside = (index < length)[:, None]
     tl.store(dk + line[:, None] + column, for_keys.to(dk.dtype.element_ty), mask=inside)
     tl.store(dv + line[:, None] + column, for_values.to(dv.dtype.element_ty), mask=inside)

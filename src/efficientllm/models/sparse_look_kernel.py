@@ -108,8 +108,7 @@ def _look(
     tl.store(place, (mixed / some[:, None]).to(out.dtype.element_ty), mask=real[:, None])
     sums = most + tl.log(some)
     if lse is not None:
-        line = (sequence * length + at) * kv_heads * group + head
-        tl.store(lse + line, sums, mask=real)
+        tl.store(lse + places(sequence, at, head, length, kv_heads * group), sums, mask=real)
     asked = tile * queries + tl.arange(0, queries)
     shares += (which * chunk + asked[:, None]) * blocks
     real = first + asked < last
@@ -142,3 +141,9 @@ def _scores(query, block_k, step, index, end, whole):
 def lines(x, strides, sequence, head, at):
     """Where heads at positions begin."""
     return x + sequence * strides[0] + head * strides[1] + at.to(tl.int64) * strides[2]
+
+
+@triton.jit
+def places(sequence, at, head, length, heads: tl.constexpr):
+    """Which of all heads, as [B, T, H] has them, those at positions of a sequence are."""
+    return (sequence.to(tl.int64) * length + at) * heads + head

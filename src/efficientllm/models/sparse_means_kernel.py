@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from efficientllm.models.softmax_gradient_kernel import again, first_time, to_keys, to_queries
+from efficientllm.models.sparse_look_kernel import places
 from efficientllm.models.sparse_rows import MEANS, TOGETHER
 from efficientllm.models.split_kernel import load_rows, warps
 
@@ -89,15 +90,14 @@ def _queries(
     asked = tile * rows + tl.arange(0, rows)  # heads of a query, then those of the next
     at = asked // group
     real, seen = at < length, (at + 1) // block
-    line = (sequence.to(tl.int64) * length + at) * kv_heads * group
-    line += kv_head * group + asked % group
+    line = places(sequence, at, kv_head * group + asked % group, length, kv_heads * group)
     asking = first_time(q, out, down, lse, delta, line, real, size)
     found = tl.zeros((rows, size), tl.float32)
     last = tl.minimum(((tile + 1) * rows - 1) // group + 1, length)
     end = last // block  # whole ones of the last query
     for start in range(0, end, means):
         index = start + tl.arange(0, means)
-        place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
+        place = places(sequence, index, kv_head, blocks, kv_heads) * size
         keys = load_rows(block_k + place[:, None], index < end, size)
         values = load_rows(block_v + place[:, None], index < end, size)
         behind = index[None, :] < seen[:, None]
@@ -133,7 +133,7 @@ def _means(
     sequence, kv_head = which // kv_heads, which % kv_heads
     index = tile * means + tl.arange(0, means)
     inside = index < blocks
-    place = _mean_lines(index, sequence, kv_head, blocks, kv_heads) * size
+    place = places(sequence, index, kv_head, blocks, kv_heads) * size
     keys = load_rows(block_k + place[:, None], inside, size)
     values = load_rows(block_v + place[:, None], inside, size)
     for_keys = tl.zeros((means, size), tl.float32)
@@ -144,8 +144,7 @@ def _means(
         asked = start + tl.arange(0, rows)
         at = asked // group
         real, seen = at < last, (at + 1) // block
-        line = (sequence.to(tl.int64) * length + at) * kv_heads * group
-        line += kv_head * group + asked % group
+        line = places(sequence, at, kv_head * group + asked % group, length, kv_heads * group)
         asking = again(q, down, lse, delta, line, real, size)
         behind = (index[:, None] < seen[None, :]) & real[None, :]
         some_keys, some_values = to_keys(*asking, keys, values, behind, scale)
@@ -156,9 +155,3 @@ def _means(
     column = tl.arange(0, size)[None, :]
     tl.store(dk + place[:, None] + column, for_keys * scale, mask=inside[:, None])
     tl.store(dv + place[:, None] + column, for_values, mask=inside[:, None])
-
-
-@triton.jit
-def _mean_lines(index, sequence, kv_head, blocks, kv_heads: tl.constexpr):
-    """Where in [B, N, K] the means of a (sequence, key/value head) stand."""
-    return (sequence.to(tl.int64) * blocks + index) * kv_heads + kv_head

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from efficientllm.models.attend_cached import rows_of
-from efficientllm.models.sparse_look_kernel import lines, looks
+from efficientllm.models.sparse_look_kernel import lines, looks, places
 from efficientllm.models.split_kernel import load_rows, mix, warps_alone
 
 
@@ -167,13 +167,13 @@ def _branch(
     asked, which = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sequence, kv_head = which // kv_heads, which % kv_heads
     row, at = tl.arange(0, rows), first + asked
-    real, token = row < group, sequence * length + at
-    line = token * kv_heads * group + kv_head * group + row
+    real = row < group
+    line = places(sequence, at, kv_head * group + row, length, kv_heads * group)
     query = load_rows(q + line[:, None] * size, real, size)
     k += (sequence * length * kv_heads + kv_head) * size
     v += (sequence * length * kv_heads + kv_head) * size
     share = ranked(shares + (which * chunk + asked) * blocks, at, block, numbers)
-    chosen += (token * kv_heads + kv_head) * selected
+    chosen += places(sequence, at, kv_head, length, kv_heads) * selected
     step = kv_heads * size
     total, most, mixed = _attend_chosen(
         *(query, k, v, step, step, share, chosen, at, selected, scale, block)
