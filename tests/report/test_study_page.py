@@ -276,7 +276,7 @@ def test_a_page_that_is_cut_keeps_what_it_is_about(monkeypatch: pytest.MonkeyPat
     named = [position("rope", 0, "attention"), *(position(n, 1) for n in ("alibi", "none"))]
     text = page(Results((*named, *others)))
     assert "Beside rope at 30M-h16: " in text
-    assert "2 older rows are not shown" in text
+    assert "2 rows that nothing else here leads to are not shown" in text
 
 
 def test_published_rows_that_are_left_out_are_not_told_as_the_readers(
@@ -287,8 +287,21 @@ def test_published_rows_that_are_left_out_are_not_told_as_the_readers(
     mine = [position(n, i) for i, n in enumerate(("rope", "alibi", "none"))]
     published = [made.pretrain(n, 16384) for n in ("mha", "nsa")]
     text = page(Results(tuple(mine)), beside=Results(tuple(published)))
-    assert "1 older rows are not shown here" in text
+    assert "1 rows that nothing else here leads to are not shown" in text
     assert "2 published rows are not shown here." in text
+
+
+def test_every_link_of_a_page_that_is_cut_leads_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawings go first, then rows that stand in no table of a study or beside the paper's."""
+    more = [made.pretrain("mha", 64 * i) for i in range(1, 30)]  # older, and shorter than the rest
+    records = Results((*more, *made.attention_suite()))
+    whole = page(records)
+    monkeypatch.setattr(html, "MAX_BYTES", len(whole.encode()) * 3 // 4)
+    cut = page(records)
+    assert "rows that nothing else here leads to are not shown" in cut
+    details, links = (re.findall(f'{x}(r-[^"]+)"', cut) for x in ('<details id="', 'href="#'))
+    assert len(details) < whole.count('<details id="')
+    assert set(links) == set(details)
 
 
 def test_rows_of_other_experiments_move_no_sentence() -> None:

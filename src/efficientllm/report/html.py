@@ -2,7 +2,9 @@
 
 No request leaves it: a strict content security policy allows one style sheet and one
 script, both by their hash, and nothing else. Every name from a record is escaped. The
-page is capped at two megabytes: beyond a number of rows it says how many it leaves out.
+page is capped at two megabytes. Where its rows would take more, first drawings of what
+happened in a trial are left out, then rows that nothing else on the page leads to, the oldest
+first, and it says how many.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 200
 MAX_BYTES = 2_000_000
+DRAWN = 12
+"""Rows that keep their drawings where room is short."""
 
 
 class Shown(NamedTuple):
@@ -99,24 +104,48 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     first = {id(row) for row in main}
     # Stable: what is left out is not what the page is about, and not the user's.
     rows.sort(key=lambda row: (id(row) in first, id(row.record) in own))
-    shown = rows[-MAX_ROWS:]
-    fixed = _fixed_parts(results, shown, main[-MAX_ROWS:], newest)
-    while True:
-        left_out = rows[: len(rows) - len(shown)]
-        mine = sum(id(row.record) in own for row in left_out)
+    known = rows[-MAX_ROWS:]
+    fixed, linked = _fixed_parts(results, known, main[-MAX_ROWS:], newest)
+    by_worth = sorted(rows, key=lambda row: _anchor(row) in linked)
+
+    def text(shown: int, drawn: int) -> str:
+        left_out = {id(row) for row in by_worth[: len(rows) - shown]}
+        mine = sum(id(row.record) in own and id(row) in left_out for row in rows)
         counts = {"left_out": mine, "published_left_out": len(left_out) - mine}
-        text = _render(shown, newest, fixed | counts)
-        if len(text.encode()) <= MAX_BYTES or len(shown) == 1:
-            return text
-        shown = shown[-(len(shown) * 3 // 4) :]
+        kept = [row for row in rows if id(row) not in left_out]
+        return _render(kept, drawn, newest, fixed | counts)
+
+    return _fitting(text, len(known))
+
+
+def _fitting(text: Callable[[int, int], str], rows: int) -> str:
+    """The page of so many rows, or of as many, and with as many drawings, as there is room for."""
+    found = text(rows, rows)
+    if len(found.encode()) <= MAX_BYTES:
+        return found
+    whole, least = (len(text(shown, DRAWN).encode()) for shown in (rows, 1))
+    for_each = max(1, (whole - least) // max(1, rows - 1))
+    shown = max(1, min(rows, 1 + (MAX_BYTES - least) // for_each))
+    while shown > 1 and len((found := text(shown, DRAWN)).encode()) > MAX_BYTES:
+        shown -= 1 + (len(found.encode()) - MAX_BYTES) // for_each
+    return found if shown > 1 else text(1, DRAWN)
 
 
 def _fixed_parts(
     results: Results, shown: list[Row], main: list[Row], newest: Record
-) -> dict[str, Any]:
-    """What does not change when older rows are left out to keep the page small."""
+) -> tuple[dict[str, Any], set[str]]:
+    """What does not change when rows are left out to keep the page small, and what it leads to."""
     style, script = _asset("page.css"), _asset("page.js")
     found = studies_of(main, shown)
+    linked: set[str] = set()
+
+    def leading_to(row: Row) -> str:
+        linked.add(_anchor(row))
+        return _anchor(row)
+
+    for section in found.sections if found else ():
+        for _, cells in section.matrix.lines:
+            linked.update(_anchor(cell.row) for cell in cells if cell.row is not None)
     return {
         "style": Markup(style),  # our own file, allowed by its hash
         "script": Markup(script),
@@ -130,8 +159,9 @@ def _fixed_parts(
         "suite": newest.trial.suite,
         "command": _command(newest.trial.suite),
         "data": _json(downloads(main, found, newest)),
+        "paper_tables": paper_tables(shown, newest.machine.name, leading_to),
         "svg": Markup,
-    }
+    }, linked
 
 
 def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
@@ -141,17 +171,19 @@ def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
     return study_headline(rows, question, found.sections[0].matrix, found.quality)
 
 
-def _render(shown: list[Row], newest: Record, fixed: dict[str, Any]) -> str:
+def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"label": label, "device": device, "anchor": _anchor}
     told = (signed, p_value, verdict, small_print)
     environment.globals |= {function.__name__: function for function in told}
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
+    with_drawings = {id(row) for row in shown[-drawn:]}
     return environment.from_string(_asset("page.html")).render(
         stages=stages,
-        details=[_detail(row) for stage in stages for row in stage.rows()],
-        paper_tables=paper_tables(shown, here, _anchor),
+        details=[
+            _detail(row, drawn=id(row) in with_drawings) for stage in stages for row in stage.rows()
+        ],
         **fixed,
     )
 
@@ -256,7 +288,7 @@ class Detail(NamedTuple):
     facts: tuple[tuple[str, str], ...]
 
 
-def _detail(row: Row) -> Detail:
+def _detail(row: Row, *, drawn: bool) -> Detail:
     record = row.record
     metrics = tuple(
         (column(metric.key, [row]), row.cell(metric.key)) for metric in all_metrics(row.case.stage)
@@ -271,15 +303,15 @@ def _detail(row: Row) -> Detail:
         ("trials", ", ".join(_trial(view.record) for view in row.views)),
         *sorted((k, str(v)) for k, v in record.resolved.items() if k != "selection"),
         *(("data", line) for line in (data_line(record),) if line),
-        *sorted((f"version of {k}", v) for k, v in record.software.items()),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(record.software.items()))),
         *sorted((f"note on {k}", v) for k, v in record.notes.items()),
     ]
     if (build := record.build) is not None:
         for reach in build.reach:
             share = reach.parameters / build.total_params
             facts.append((f"reach of {reach.technique}", f"{share:.1%} of the parameters"))
-    drawn = tuple(timeline.drawings(record)) if record.phases else ()
-    return Detail(row, _anchor(row), metrics, drawn, tuple(facts))
+    drawings = tuple(timeline.drawings(record)) if record.phases and drawn else ()
+    return Detail(row, _anchor(row), metrics, drawings, tuple(facts))
 
 
 def _trial(record: Record) -> str:
