@@ -293,8 +293,8 @@ def test_published_rows_that_are_left_out_are_not_told_as_the_readers(
 
 def test_every_link_of_a_page_that_is_cut_leads_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawings go first, then rows that stand in no table of a study or beside the paper's."""
-    more = [made.pretrain("mha", 64 * i) for i in range(1, 30)]  # older, and shorter than the rest
-    records = Results((*more, *made.attention_suite()))
+    more = [made.in_suite(made.pretrain("mha", 64 * i), "attention", 99 + i) for i in range(1, 30)]
+    records = Results((*more, *made.attention_suite()))  # newer, and shorter than a table shows
     whole = page(records)
     monkeypatch.setattr(html, "MAX_BYTES", len(whole.encode()) * 3 // 4)
     cut = page(records)
