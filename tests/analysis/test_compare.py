@@ -70,6 +70,25 @@ def test_the_ratio_is_the_geometric_mean_of_pairs_with_students_interval() -> No
     assert (found.pairs, found.verdict, found.word) == (3, "better", "faster")
 
 
+def test_nothing_is_decided_by_an_attention_that_failed_a_check() -> None:
+    """It reads what it must not, say, and is faster for it."""
+    model = {"kind": "backbone", "preset": "tiny"}
+    own = samples.case(model=model | {"attention": "custom:mine.py:Mine"})
+    for verdict, expected in (("failed", "ambiguous"), ("passed", "better")):
+        finding = r.Finding(name="causality", verdict=verdict, seen="sees later tokens")
+        build = samples.build(attention=r.Examined(name="Mine", findings=(finding,)))
+        sides = (
+            row(samples.case(model=model), (0.01,) * 3, build=build),
+            row(own, (0.005, 0.0051, 0.005), build=build),
+        )
+        found = compare(*sides)
+        assert line(found, "tpot_s").verdict == expected
+        if verdict == "failed":
+            assert {x.verdict for x in found.lines} == {"ambiguous"}
+            assert "sees later tokens" in line(found, "tpot_s").why
+            assert line(found, "tpot_s").least_change is None, "nothing that a build fails for"
+
+
 def test_pairs_cancel_what_a_round_does_to_both() -> None:
     drift = (0.010, 0.013, 0.008, 0.011, 0.012)
     found = compare(row(BF16, drift), row(INT8, [0.9 * t for t in drift]))

@@ -11,7 +11,7 @@ import pytest
 from efficientllm import record as r
 from efficientllm.analysis.crossover import Crossing
 from efficientllm.analysis.study import Study, studies, trainings
-from efficientllm.analysis.table import rows
+from efficientllm.analysis.table import Row, rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report import html
@@ -253,6 +253,23 @@ def test_a_study_of_positions_names_the_kernels_and_finds_its_rotary_rows() -> N
     told = {name: cell(positions, "kernel", "training", name).text for name in kernels}
     assert told == kernels
     assert not [ask for ask in shown().asks if ask.head == "kernel"]
+
+
+def test_what_failed_a_check_is_shown_and_no_sentence_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = studies(rows(made.attention_suite()))[0]
+    fast = largest(matrix(study, trainings(study)), "train_tokens_per_s")
+    assert fast is not None
+    assert fast.name == "nsa"
+    failed = property(lambda row: "sees later tokens" if "nsa" in row.name else "")
+    monkeypatch.setattr(Row, "unsound", failed)
+    shown = matrix(study, trainings(study))
+    next_one = largest(shown, "train_tokens_per_s")
+    assert next_one is not None
+    assert next_one.name != "nsa"
+    cells = [cell for ask in shown.asks for name, cell in shown.column(ask) if name == "nsa"]
+    assert "sees later tokens" in {cell.why for cell in cells}
 
 
 def test_the_encoding_called_none_is_not_read_as_nobody() -> None:

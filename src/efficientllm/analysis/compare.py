@@ -7,6 +7,8 @@ The verdict rests on the interval of the ratio B / A:
     no difference         at least three pairs, interval inside the band
     ambiguous             anything else
 
+Nothing is decided by a row whose attention failed a check: it is not what it is called.
+
 Counts (bytes of weights, of the cache, bits per parameter) do not scatter: one trial a
 side decides, and any difference is one. Bits per byte of the same trained weights are
 compared over held-out documents, with a band of +-0.5 % (`held_out`); those of separately
@@ -159,6 +161,14 @@ def paired(a: Row, b: Row) -> tuple[list[tuple[View, View]], bool]:
 
 
 def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Line | None:
+    line, barred = _measured(metric, a, b, pairs), a.unsound or b.unsound
+    if line is None or not barred:
+        return line
+    return line._replace(verdict="ambiguous", low=None, high=None, why=barred)
+
+
+def _measured(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Line | None:
+    """The line as it would stand if both did what they are called."""
     cells = a.cell(metric.key), b.cell(metric.key)
     first, second = (cell.interval for cell in cells)
     if first is None or second is None:

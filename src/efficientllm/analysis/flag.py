@@ -7,8 +7,11 @@ from typing import Literal, NamedTuple
 Level = Literal["info", "warn", "invalid"]
 
 
-UNRANKED = frozenset({"CUSTOM_CODE", "CUSTOM_UNCHECKED", "CUSTOM_CHECK_FAILED", "POSITION_UNUSED"})
+UNSOUND = frozenset({"CUSTOM_UNCHECKED", "CUSTOM_CHECK_FAILED", "POSITION_UNUSED"})
 """Codes of what does not do what its name says, or nobody has shown to."""
+
+UNRANKED = UNSOUND | {"CUSTOM_CODE"}
+"""With those of what is somebody's own: shown, and not ranked among built-in ones."""
 
 
 class Flag(NamedTuple):

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from efficientllm.analysis.checks import Flag, flags
+from efficientllm.analysis.flag import UNSOUND
 from efficientllm.analysis.stats import (
     BLOCKS,
     MIN_FOR_INTERVAL,
@@ -110,6 +111,11 @@ class Row:
         protocol = Protocol.model_validate(self.record.protocol)
         barred = any(flag.bars_ranking for flag in self.flags)
         return self.status == "ok" and protocol.ranked and not barred
+
+    @property
+    def unsound(self) -> str:
+        """Why nothing is decided by this row: what it ran is not what it is called, if so."""
+        return next((flag.text for flag in self.flags if flag.code in UNSOUND), "")
 
     def cell(self, key: str) -> Cell:
         """One metric over the row's trials."""

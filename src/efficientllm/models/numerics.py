@@ -116,5 +116,6 @@ CHECKS: dict[str, Check] = {
     "gradients": _gradients,
     "repeatable": _repeatable,
     "bfloat16": _bfloat16,
+    "differences": _differences,
 }
-THOROUGH: dict[str, Check] = {"differences": _differences, "compile": _compiles}
+THOROUGH: dict[str, Check] = {"compile": _compiles}

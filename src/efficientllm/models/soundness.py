@@ -54,8 +54,7 @@ def examine(
     """Everything to be found out about a shape's attention (`mixer` where it is a user's own).
 
     The first finding is about its output; when that one fails there are no others.
-    `thorough` adds long rows, finite differences and compilation; `own` is
-    what the case will ask of it.
+    `thorough` adds long rows and compilation; `own` is what the case will ask of it.
     """
     try:
         subject = subject_of(shape, device, mixer, thorough=thorough, own=own)

@@ -104,11 +104,11 @@ def _decided_elsewhere(study: Study, ask: Ask) -> Effect | None:
 
 
 def _effects(ask: Ask, cells: list[tuple[str, Cell]]) -> list[Effect]:
-    """Every variant of a column that has a ratio to the baseline."""
+    """Every variant of a column that has a ratio to the baseline, and is what it is called."""
     return [
         Effect(name, ask, cell.line, cell.state == "", cell.why)
         for name, cell in cells
-        if cell.line is not None and cell.line.ratio > 0
+        if cell.line is not None and cell.line.ratio > 0 and not (cell.row and cell.row.unsound)
     ]
 
 

@@ -103,7 +103,8 @@ def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
         text, bounds = _with_bounds(line.ratio, line.low, line.high)
     ranked = base.ranked and row.ranked
     undecided = line.verdict == "ambiguous" or not ranked
-    why = line.why if ranked else "a side is never ranked (smoke, or something invalid)"
+    other = "a side is never ranked (smoke, own code, or something invalid)"
+    why = line.why if ranked or base.unsound or row.unsound else other
     told = f"not decided: {why}" if undecided else line.word
     title = "; ".join(filter(None, (told, bounds, cell.title)))
     state: State = "undecided" if undecided else ""
