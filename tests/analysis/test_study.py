@@ -112,6 +112,21 @@ def test_two_stages_go_before_many_points_and_one_variants_gap_does_not() -> Non
     assert [study.size for study in studies(rows([*small, *only]))] == ["30M-h16", "0.5B-h16"]
 
 
+def test_of_several_rows_at_a_point_one_that_decides_goes_before_a_newer_one() -> None:
+    """Two learning rates cost the same, and the one with three seeds is measured better."""
+    seeds = [made.trained(name, i) for name in ("mha", "mla") for i in range(3)]
+    later = {"started_at": "2030-01-01T00:00:00+00:00"}
+    newer = [made.trained("mha", i, lr=1e-3, **later) for i in range(2)]
+    (study,) = studies(rows([*seeds, *newer]))
+    chosen = study.at("mha", "pretrain", "b64 c1024")
+    assert chosen is not None
+    assert len(chosen.views) == 3
+    (study,) = studies(rows([*seeds, *newer, made.trained("mha", 2, lr=1e-3, **later)]))
+    chosen = study.at("mha", "pretrain", "b64 c1024")
+    assert chosen is not None
+    assert chosen.record.started_at == later["started_at"]
+
+
 def test_two_of_a_kind_at_one_point_are_told_apart_by_their_settings() -> None:
     def record(window: int) -> object:
         attention = {"kind": "sliding", "window": window}

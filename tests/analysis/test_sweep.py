@@ -75,6 +75,30 @@ def test_rates_are_compared_on_the_seeds_that_they_share() -> None:
     lucky = made.trained("mha", 0, lr=1e-3, bits=1.45)
     (found,) = sweeps(rows([*trials, lucky]))
     assert learning_rate(found.best) == 2e-3
-    apart = made.trained("mha", 3, lr=1e-3, bits=1.45)
-    (found,) = sweeps(rows([*trials, apart]))
+    others = [made.trained("mha", seed, lr=1e-3, bits=1.45) for seed in range(3, 6)]
+    (found,) = sweeps(rows([*trials, *others]))
     assert learning_rate(found.best) == 1e-3, "no seed in common: 1.45 against a mean of 1.5"
+
+
+def test_a_rate_with_fewer_seeds_is_told_and_not_chosen() -> None:
+    """Two seeds of a sweep would undo what three had decided."""
+    trials = [made.trained("mha", seed, lr=2e-3, bits=1.5) for seed in range(3)]
+    better = [made.trained("mha", seed, lr=1e-3, bits=1.4) for seed in range(2)]
+    (found,) = sweeps(rows([*trials, *better]))
+    assert (learning_rate(found.best), found.compared) == (2e-3, 1)
+    assert found.tried == (1e-3, 2e-3)
+    assert [flag.code for flag in found.flags] == ["EDGE_OF_SWEEP", "SWEEP_UNFINISHED"]
+    assert "0.001 is better on what seeds it has (2)" in found.flags[1].text
+    (found,) = sweeps(rows([*trials, *better, made.trained("mha", 2, lr=1e-3, bits=1.4)]))
+    assert (learning_rate(found.best), found.compared) == (1e-3, 2)
+    assert [flag.code for flag in found.flags] == ["EDGE_OF_SWEEP"]
+
+
+@pytest.mark.parametrize("status", ["interrupted", "out_of_memory", "unsupported"])
+def test_what_says_nothing_about_a_rate_was_not_tried(status: Any) -> None:
+    ended = made.trained("mha", lr=1e-3, outcome=r.Outcome(status=status, reason="so"))
+    ended = ended.model_copy(update={"scores": None, "curve": ()})
+    kept = [made.trained("mha", lr=lr, bits=b) for lr, b in ((2e-3, 1.5), (4e-3, 1.6))]
+    (found,) = sweeps(rows([ended, *kept]))
+    assert found.tried == (2e-3, 4e-3)
+    assert [flag.code for flag in found.flags] == ["EDGE_OF_SWEEP"]

@@ -62,8 +62,9 @@ class Trainings(NamedTuple):
         cells = (row.cell("tokens_per_param").interval for row in self.rows.values())
         least = min((interval.value for interval in cells if interval is not None), default=None)
         few = f"{least:.2g} tokens a parameter" if least is not None else ""
-        most = max(self.tried.values(), default=1)
-        best = f"best of {most} learning rates" if most > 1 else ""
+        fewest, most = (f(self.tried.values(), default=1) for f in (min, max))
+        several = f"{most}" if fewest == most else f"{fewest} to {most}"
+        best = f"best of {several} learning rates" if most > 1 else ""
         return ", ".join(filter(None, (self.size, few, best)))
 
     def against(self, baseline: str, name: str) -> Difference | None:

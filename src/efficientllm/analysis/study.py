@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from efficientllm.analysis.differences import Trainings, differences
+from efficientllm.analysis.stats import MIN_FOR_INTERVAL
 from efficientllm.analysis.sweep import recipe, sweeps, tuned
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import unequal_work, unlike
@@ -57,7 +58,8 @@ class Study(NamedTuple):
     def at(self, variant: str, stage: str, point: str, beside: Row | None = None) -> Row | None:
         """A variant's row at a point: of the work, technique and precision of `beside`, if any.
 
-        Of several one that ended well, then one that may be ranked, then the newest.
+        Of several one that ended well, then one that may be ranked, then one with more trials,
+        up to as many as decide, then the newest.
         """
         found = [r for r in self.variants[variant] if (r.case.stage, r.point) == (stage, point)]
         return max(
@@ -67,6 +69,7 @@ class Study(NamedTuple):
                 beside is None or not unlike(beside, row),
                 row.status == "ok",
                 row.ranked,
+                min(len(row.views), MIN_FOR_INTERVAL),
                 row.record.started_at,
             ),
             default=None,
@@ -134,7 +137,7 @@ def trained(study: Study) -> dict[str, Row]:
 def trainings(study: Study) -> Trainings:
     """The study's trainings with every difference between them; empty where it has none."""
     rows = trained(study)
-    best = {id(sweep.best): len(sweep.tried) for sweep in sweeps(study.rows())}
+    best = {id(sweep.best): sweep.compared for sweep in sweeps(study.rows())}
     tried = {name: best.get(id(row), 1) for name, row in rows.items()}
     return Trainings(study.size if rows else "", rows, tuple(differences(rows)), tried)
 

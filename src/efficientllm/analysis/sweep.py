@@ -6,7 +6,10 @@ smallest or the largest tried says that the search ended too early: `EDGE_OF_SWE
 at which training broke was tried too; it is what shows that the next smaller one is no edge.
 
 Rates are compared on the seeds that all of them were tried with: seeds scatter as much as
-neighbouring rates do, so one lucky seed of one rate would stand against another's mean.
+neighbouring rates do, so one lucky seed of one rate would stand against another's mean. And a
+rate is chosen only with as many seeds as any other has, or as a verdict takes: else one seed
+more of a sweep would undo what three had decided. One that looks better with fewer is told:
+`SWEEP_UNFINISHED`.
 
 The best of several noisy values looks a little too good, and more so the more were tried. A
 verdict between variants comes from seeds (`differences`), but where the rates were chosen on
@@ -20,6 +23,7 @@ from typing import NamedTuple
 
 from efficientllm.analysis.differences import seed_bits
 from efficientllm.analysis.flag import Flag
+from efficientllm.analysis.stats import MIN_FOR_INTERVAL
 from efficientllm.analysis.table import Row
 from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.spec.canonical import digest
@@ -27,9 +31,9 @@ from efficientllm.spec.workload import AdamW, Training
 
 
 class Sweep(NamedTuple):
-    """Rows equal but for their learning rate; `best` has the fewest bits per byte.
+    """Rows equal but for their learning rate; `best`, one of `compared`, has the fewest bits.
 
-    On the seeds that all its rates have in common; by its mean where there are none.
+    On the seeds that these have in common; by its mean where there are none.
     `joules` are those of all trained steps, at each trial's joules per step; None, with the
     reason, where a trial has none.
     """
@@ -37,6 +41,7 @@ class Sweep(NamedTuple):
     rows: tuple[Row, ...]
     best: Row
     tried: tuple[float, ...]
+    compared: int
     flags: tuple[Flag, ...]
     trials: int
     seconds: float
@@ -90,18 +95,26 @@ def _mean(bits: dict[int, float], seeds: set[int]) -> float:
 
 
 def _sweep(rows: list[Row]) -> Sweep | None:
-    scored = [(row, seed_bits(row)) for row in rows if _bits(row) is not None]
+    scored = [row for row in rows if _bits(row) is not None]
     if not scored:
         return None
-    common = set.intersection(*(set(bits) for _, bits in scored))
-    best = min(scored, key=lambda pair: _mean(pair[1], common))[0]
-    rates = (learning_rate(row) for row in rows)
+    enough = min(MIN_FOR_INTERVAL, max(len(seed_bits(row)) for row in scored))
+    compared = [row for row in scored if len(seed_bits(row)) >= enough]
+    best = _fewest_bits(compared)
+    rates = (learning_rate(row) for row in rows if row in scored or row.status == "nan")
     tried = tuple(sorted({rate for rate in rates if rate is not None}))
     views = [view for row in rows for view in row.views]
     joules, why = _joules(views)
     seconds = sum(view.record.seconds for view in views)
-    flags = _edge(learning_rate(best), tried)
-    return Sweep(tuple(rows), best, tried, flags, len(views), seconds, joules, why)
+    flags = (*_edge(learning_rate(best), tried), *_unfinished(_fewest_bits(scored), best, enough))
+    return Sweep(tuple(rows), best, tried, len(compared), flags, len(views), seconds, joules, why)
+
+
+def _fewest_bits(rows: list[Row]) -> Row:
+    """The best row on the seeds that all have."""
+    scored = [(row, seed_bits(row)) for row in rows]
+    common = set.intersection(*(set(bits) for _, bits in scored))
+    return min(scored, key=lambda pair: _mean(pair[1], common))[0]
 
 
 def _edge(best: float | None, tried: tuple[float, ...]) -> tuple[Flag, ...]:
@@ -110,6 +123,17 @@ def _edge(best: float | None, tried: tuple[float, ...]) -> tuple[Flag, ...]:
     end = "smallest" if best == tried[0] else "largest"
     text = f"the best learning rate, {best:g}, is the {end} of {len(tried)} tried: try beyond it"
     return (Flag("EDGE_OF_SWEEP", "warn", "quality", text),)
+
+
+def _unfinished(fewest: Row, best: Row, enough: int) -> tuple[Flag, ...]:
+    if fewest is best:
+        return ()
+    seeds = len(seed_bits(fewest))
+    text = (
+        f"a learning rate of {learning_rate(fewest):g} is better on what seeds it has ({seeds}),"
+        f" and is not chosen before it has {enough}"
+    )
+    return (Flag("SWEEP_UNFINISHED", "warn", "quality", text),)
 
 
 def _joules(views: list[View]) -> tuple[float | None, str]:
