@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from efficientllm import forecast
 from efficientllm.cli import app
 from efficientllm.machine import Gpu
+from efficientllm.matching import told
 from efficientllm.pin import pin_suite
 from efficientllm.spec.suite import Suite, load_suite, one_line_suite
 
@@ -66,6 +67,15 @@ def test_names_lose_the_stage_that_all_share_and_keep_it_where_they_differ(tmp_p
     text = console.export_text()
     assert "pretrain-mha" in text
     assert "finetune-lora" in text
+
+
+def test_what_matching_leaves_is_told_for_machines_that_are_not_here_too() -> None:
+    suite = load_suite("attention", ("model.preset=0.5B-h16", "model.match=params"))
+    console = Console(width=200, record=True, file=io.StringIO())
+    forecast.plan_on_command(console, suite.only("train-4096-8-m*"), ["h100-80gb"])
+    text = console.export_text()
+    assert all(line in text for line in told(suite.only("train-4096-8-m*").cases))
+    assert "match" in text
 
 
 def test_machines_that_are_not_here_get_the_micro_batch_that_fits_each() -> None:

@@ -233,6 +233,7 @@ def export(
     suite: Annotated[str, typer.Option(help="only rows of this suite")] = "",
 ) -> None:
     """Write rows as tables with intervals, or whole records as JSON lines."""
+    from efficientllm.durable import replace
     from efficientllm.report.export import export as export_rows
 
     with explained():
@@ -242,7 +243,7 @@ def export(
         if output is None:
             sys.stdout.buffer.write(content)
         else:
-            output.write_bytes(content)
+            replace(output, content)
 
 
 @app.command(epilog="Example: efficientllm doctor")

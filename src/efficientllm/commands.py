@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from efficientllm import clock, duration, machine
+from efficientllm.durable import replace
 from efficientllm.forecast import most_energy, total_seconds
 from efficientllm.matching import told
 from efficientllm.plan import Planned, Shelf
@@ -152,5 +153,5 @@ def write_report(results: Results, others: Results | None, target: Path, suite: 
 
     text = page(results, others, suite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, "utf-8")
+    replace(target, text.encode())
     return target

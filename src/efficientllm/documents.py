@@ -66,7 +66,7 @@ def _readable_rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]
 
 def _rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]]:
     if name.endswith((".txt", ".md")):
-        yield {"text": path.read_text("utf-8", "replace")}
+        yield {"text": path.read_text("utf-8")}
     elif name.endswith(".parquet"):
         yield from _parquet_rows(path, spec)
     elif name.endswith(".zst"):
@@ -110,8 +110,11 @@ def _json_lines(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[dict[str
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise Unsupported(f"{name}:{number}: not JSON ({error})") from error
+            line.decode("utf-8")
+            if b"\\u" in line:  # an escape may be half of a character
+                json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except (ValueError, RecursionError) as error:
+            raise Unsupported(f"{name}:{number}: not JSON in UTF-8 ({error})") from error
         if isinstance(row, dict):
             yield row
 

@@ -6,6 +6,21 @@ import os
 from pathlib import Path
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Write a file that stands whole or as it was before; OSError, with its name, if it fails."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)  # a pipe or a device
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def flush(path: Path) -> None:
     """Make a file's bytes, or the names in a folder, survive a power cut; OSError if it fails."""
     descriptor = os.open(path, os.O_RDONLY)

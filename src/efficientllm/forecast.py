@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from efficientllm import duration, machine, predict
-from efficientllm.analysis.table import precise
+from efficientllm.analysis.precision import precise
 from efficientllm.catalog.peaks import machine_named, peak_of
 from efficientllm.catalog.shape import Shape
 from efficientllm.fitting import micro_batches
@@ -125,6 +125,8 @@ def plan_on_command(
             found = [_memory(case, shape, point, *each) for each in machines]
             table.add_row(_short(case, whole), str(point), *(f"{gib:>6} {f}" for gib, f in found))
     console.print(table)
+    for line in told(suite.cases):
+        console.print(escape(line))
     console.print("Time and kWh: run plan on the machine itself.")
 
 

@@ -1,8 +1,7 @@
 """Pinning: what a case names from outside gets the name of its content.
 
 Before anything is planned, a hub revision becomes a commit and a local folder or file a
-SHA-256, because a path or a branch says where something was, not what it was. Digests of
-large files are remembered by path, size and time of change, so planning stays fast.
+SHA-256, because a path or a branch says where something was, not what it was.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from efficientllm import hub
 from efficientllm.budget import with_tokens
 from efficientllm.catalog.shape import shape_named
+from efficientllm.content import TEXT_FILES, digest_of
 from efficientllm.matching import matched_shape
 from efficientllm.spec.architecture import CustomAttention
 from efficientllm.spec.case import Case
@@ -70,7 +69,7 @@ def _pin_model(case: Case, *, allow_code: bool) -> Any:
         model = model.model_copy(update={"name": shape_named(model.name).name})  # as published
     if isinstance(model, Backbone | CatalogShape) and model.tokenizer != "auto":
         path = Path(model.tokenizer).expanduser()
-        return model.model_copy(update={"tokenizer_sha256": _digest_of(path, (".json", ".bpe"))})
+        return model.model_copy(update={"tokenizer_sha256": digest_of(path, (".json", ".bpe"))})
     if not isinstance(model, Checkpoint):
         return model
     if model.allow_code and not allow_code:
@@ -89,7 +88,7 @@ def _pin_model(case: Case, *, allow_code: bool) -> Any:
 
 def _checkpoint_digest(folder: Path) -> str:
     """A folder's content; an adapter's with that of the weights it belongs to."""
-    own = _digest_of(folder, CHECKPOINT_FILES)
+    own = digest_of(folder, CHECKPOINT_FILES)
     adapter = folder / "adapter_config.json"
     if (folder / "config.json").exists() or not adapter.exists():
         return own
@@ -102,7 +101,7 @@ def _checkpoint_digest(folder: Path) -> str:
     if not is_local(base):
         return hashlib.sha256(f"{own} {hub.commit_of(base, hub.MODEL)}".encode()).hexdigest()
     path = Path(base).expanduser()
-    return hashlib.sha256(f"{own} {_digest_of(path, CHECKPOINT_FILES)}".encode()).hexdigest()
+    return hashlib.sha256(f"{own} {digest_of(path, CHECKPOINT_FILES)}".encode()).hexdigest()
 
 
 def _pin_attention(case: Case, model: Backbone, *, allow_code: bool) -> Backbone:
@@ -167,55 +166,4 @@ def _pin_text(text: Files | Hub) -> Text:
             f"data: {text.path}: there is nothing at this path; a dataset of the hub is written"
             " hub:NAME"
         )
-    suffixes = (".txt", ".md", ".jsonl", ".zst", ".parquet")
-    return text.model_copy(update={"sha256": _digest_of(path, suffixes)})
-
-
-def _digest_of(path: Path, suffixes: tuple[str, ...]) -> str:
-    """SHA-256 over names and contents of a file, or of a folder's files with these suffixes."""
-    if not path.exists():
-        raise SpecError(f"{path}: there is nothing at this path")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    total = hashlib.sha256()
-    for file in files:
-        if file == path or file.name.endswith(suffixes):
-            relative = file.name if file == path else file.relative_to(path).as_posix()
-            total.update(f"{relative}\0{_file_digest(file)}\n".encode())
-    return total.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size < 1 << 20:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    known = _known_digests()
-    if key not in known:
-        with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        _remember(known)
-    return known[key]
-
-
-def _cache_file() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "efficientllm" / "digests.json"
-
-
-def _known_digests() -> dict[str, str]:
-    try:
-        known = json.loads(_cache_file().read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(known: dict[str, str]) -> None:
-    path = _cache_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known), "utf-8")
-        temporary.replace(path)
-    except OSError:
-        return  # only speed is lost
+    return text.model_copy(update={"sha256": digest_of(path, TEXT_FILES)})

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from efficientllm import clock
-from efficientllm.analysis.table import precise
+from efficientllm.analysis.precision import precise
 from efficientllm.fetch import fetch_texts
 from efficientllm.fitting import micro_batches
 from efficientllm.launch import Launcher

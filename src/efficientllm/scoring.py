@@ -6,6 +6,7 @@ nothing was compiled or pinned for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from efficientllm.device import Device, every_attention
@@ -20,8 +21,10 @@ from efficientllm.workloads.text import read_corpus
 from efficientllm.workloads.train import autocast
 
 
-def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
-    """Held-out scores, or why there are none."""
+def evaluate(
+    assembly: Assembly, task: Task, alive: Callable[[], None] = lambda: None
+) -> tuple[Scores | None, str]:
+    """Held-out scores, or why there are none; `alive` is called as it goes on."""
     case, build = assembly.case, assembly.build
     quality, spec = case.quality, case.workload
     if build is None or quality is None or isinstance(spec, Probe):
@@ -40,12 +43,18 @@ def evaluate(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
     training = build.model.training
     build.model.eval()
     try:
-        return _score(assembly, spec, quality, length), ""
+        return _score(assembly, spec, quality, length, alive), ""
     finally:
         build.model.train(training)
 
 
-def _score(assembly: Assembly, spec: Training | Generate, quality: Quality, length: int) -> Scores:
+def _score(
+    assembly: Assembly,
+    spec: Training | Generate,
+    quality: Quality,
+    length: int,
+    alive: Callable[[], None],
+) -> Scores:
     assert assembly.heldout is not None
     assert assembly.vocabulary is not None
     with compiling.eagerly(), every_attention(), _compute(spec, assembly.device):
@@ -56,6 +65,7 @@ def _score(assembly: Assembly, spec: Training | Generate, quality: Quality, leng
             max_bytes=quality.max_bytes,
             length=length,
             device=assembly.device,
+            alive=alive,
         )
 
 

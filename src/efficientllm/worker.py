@@ -203,9 +203,8 @@ def _leaked(setting: Setting, level: int | None) -> bool:
 def _after(setting: Setting, assembly: Assembly) -> Outcome:
     """Quality, then the product. Failing here takes nothing from what was measured."""
     log = setting.log
-    log.limit(QUALITY_LIMIT_S, "scoring held-out text")
     with log.phase("quality"):
-        scores, reason = _scored(assembly, setting.task)
+        scores, reason = _scored(assembly, setting.task, _renewed(log))
     if scores is not None:
         log.write_durable("scores", scores=scores.model_dump())
     else:
@@ -220,10 +219,24 @@ def _after(setting: Setting, assembly: Assembly) -> Outcome:
     return Outcome()
 
 
-def _scored(assembly: Assembly, task: Task) -> tuple[Scores | None, str]:
+def _renewed(log: Journal) -> Callable[[], None]:
+    """A limit that is told now, and again while it is called: long text takes long to score."""
+    told = 0
+
+    def alive() -> None:
+        nonlocal told
+        if not told or clock.seconds_since(told) > QUALITY_LIMIT_S / 10:
+            told = clock.now_ns()
+            log.limit(QUALITY_LIMIT_S, "scoring held-out text")
+
+    alive()
+    return alive
+
+
+def _scored(assembly: Assembly, task: Task, alive: Callable[[], None]) -> tuple[Scores | None, str]:
     """Held-out scores, or why there are none; what fails here is told, and costs only them."""
     try:
-        return evaluate(assembly, task)
+        return evaluate(assembly, task, alive)
     except Exception as error:
         outcome = outcome_of(error)
         if outcome.status == "crash":

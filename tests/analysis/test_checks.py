@@ -376,6 +376,19 @@ def test_random_weights_are_cost_only_where_quality_would_follow_from_them() -> 
     assert level(training(build=random), "COST_ONLY") == "", "pretraining starts from nothing else"
 
 
+def test_a_training_whose_scoring_failed_is_told_and_is_no_random_model() -> None:
+    steps = {"kind": "pretrain", "sequence_length": 1024, "batch": 4, "steps": 60}
+    of = samples.pretrain(workload=steps, quality={})
+    notes = {"quality": "crash: UnicodeEncodeError: surrogates not allowed"}
+    failed = samples.record(of, scores=None, notes=notes)
+    assert level(failed, "NOT_SCORED") == "warn"
+    assert not rows([failed])[0].cost_only
+    assert level(samples.record(of), "NOT_SCORED") == ""
+    without = training(scores=None, notes={"quality": "NOT_TRAINED: no steps or tokens"})
+    assert level(without, "NOT_SCORED") == ""
+    assert rows([without])[0].cost_only
+
+
 @pytest.mark.parametrize(
     ("kind", "per_param", "expected"),
     [("pretrain", 19.9, "warn"), ("pretrain", 20.0, ""), ("finetune", 0.1, "")],

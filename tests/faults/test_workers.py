@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from efficientllm.analysis.table import precise
+from efficientllm.analysis.precision import precise
 from efficientllm.launch import Launcher
 from efficientllm.plan import Planned, Shelf, next_round
 from efficientllm.record import Record

@@ -124,6 +124,11 @@ def test_a_users_attention_passes_the_same_checks(tmp_path: Path) -> None:
             "repeatable",
             "gives another output",
         ),
+        (
+            spoiled(("y.transpose", "(y if self.training else y / 2).transpose")),
+            "repeatable",
+            "eval() gives another output than train(), by",
+        ),
         (spoiled(("(y.transpose", "((y + y.mean(0)).transpose")), "rows", "a row alone differs"),
         (
             spoiled(("<= at[:, None]", "<= at[:, None]\n        q = q.float()")),

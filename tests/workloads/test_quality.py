@@ -209,3 +209,22 @@ def test_a_model_that_gives_no_numbers_has_no_score_and_says_for_how_much() -> N
     corpus = tiny.corpus("some text", "and more of it")
     with pytest.raises(Unsupported, match="the loss of 2 of 2 held-out documents is not finite"):
         run(broken, corpus, BYTES)
+
+
+def test_scoring_shows_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each batch of windows, so that long text is no timeout."""
+    from efficientllm.workloads import quality
+
+    monkeypatch.setattr(quality, "LOGIT_BYTES", 1)
+    signs: list[int] = []
+    corpus = Corpus((Document("abcdefgh" * 8),), "0" * 64, "made up")
+    score(
+        uniform(BYTES),  # type: ignore[arg-type]
+        corpus,
+        BYTES,
+        max_bytes=64,
+        length=16,
+        device=tiny.CPU,
+        alive=lambda: signs.append(1),
+    )
+    assert len(signs) == 8, "15 tokens in the first window, then 8 in each, 1 in the last"

@@ -10,6 +10,7 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from efficientllm.content import TEXT_FILES, digest_of
 from efficientllm.documents import text_files
 from efficientllm.record import Unsupported
 from efficientllm.spec.text import Files, StandardLibrary
@@ -157,6 +158,37 @@ def test_a_line_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": "fine", "split": "train"}\n{"text": \n')
     with pytest.raises(Unsupported, match=r"rows\.jsonl:2: not JSON"):
         texts(Files(path=str(tmp_path / "rows.jsonl")))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"text": "half a \\ud800 character"}',
+        b'{"text": "another \xed\xa0\x80"}',
+        b'{"text": "caf\xe9"}',
+        b"[" * 200_000,
+    ],
+    ids=["escaped surrogate", "surrogate", "latin-1", "too deep"],
+)
+def test_a_line_that_holds_no_text_is_named(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "\\u00e9 is fine"}\n' + line + b"\n")
+    with pytest.raises(Unsupported, match=r"rows\.jsonl:2: not JSON in UTF-8"):
+        texts(Files(path=str(tmp_path / "rows.jsonl")))
+
+
+def test_plain_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9 au lait".encode("latin-1"))
+    with pytest.raises(Unsupported, match=r"latin\.txt: cannot be read .*utf-8.* position 3"):
+        texts(Files(path=str(tmp_path)))
+
+
+def test_text_that_changed_after_planning_is_not_what_the_case_names(tmp_path: Path) -> None:
+    spec = write_lines(tmp_path / "rows.jsonl", {"text": "as planned", "split": "train"})
+    pinned = spec.model_copy(update={"sha256": digest_of(tmp_path / "rows.jsonl", TEXT_FILES)})
+    assert texts(pinned) == ["as planned"]
+    write_lines(tmp_path / "rows.jsonl", {"text": "edited since", "split": "train"})
+    with pytest.raises(Unsupported, match="has changed since the case was planned; run again"):
+        texts(pinned)
 
 
 @pytest.mark.parametrize("name", ["broken.parquet", "broken.jsonl.zst"])

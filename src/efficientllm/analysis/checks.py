@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from efficientllm.analysis import metering
 from efficientllm.analysis.flag import Flag
@@ -18,8 +19,9 @@ from efficientllm.matching import NEAR
 from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.metrics.energy import window_energy
 from efficientllm.metrics.memory import cache_slots
-from efficientllm.record import Window
+from efficientllm.record import Status, Window
 from efficientllm.spec.protocol import Protocol
+from efficientllm.spec.workload import Training
 
 __all__ = ["Flag", "flags"]
 
@@ -167,6 +169,14 @@ def _undertrained(view: View) -> Iterator[Flag]:
         yield Flag("UNDERTRAINED", "warn", "quality", text)
 
 
+def _not_scored(view: View) -> Iterator[Flag]:
+    """A training whose held-out text could not be scored: it was asked for, and is missing."""
+    workload, note = view.case.workload, str(view.record.notes.get("quality", ""))
+    asked = isinstance(workload, Training) and workload.budgeted and view.case.quality
+    if asked and view.record.scores is None and note.partition(":")[0] in get_args(Status):
+        yield Flag("NOT_SCORED", "warn", "quality", f"held-out text was not scored: {note}")
+
+
 def _match_residual(view: View) -> Iterator[Flag]:
     """A feed-forward that was resized to make variants equal, and does not where this one works."""
     left = view.record.resolved.get("match_residual")
@@ -237,6 +247,7 @@ _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _reach,
     _cache_size,
     _undertrained,
+    _not_scored,
     _match_residual,
     _conditions,
 )

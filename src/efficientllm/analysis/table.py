@@ -25,6 +25,7 @@ from efficientllm.record import PointResult, Record, Window
 from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.technique import WEIGHTS, Cast
+from efficientllm.spec.workload import Training
 
 
 class Cell(NamedTuple):
@@ -85,9 +86,9 @@ class Row:
         Pretraining starts from random weights by definition; there it is the missing
         budget that makes a row cost only.
         """
-        build = self.record.build
-        if self.case.stage == "pretrain":
-            return self.record.scores is None
+        build, workload = self.record.build, self.case.workload
+        if isinstance(workload, Training) and self.case.stage == "pretrain":
+            return not workload.budgeted
         return build is not None and build.weights == "random"
 
     @cached_property
@@ -273,32 +274,6 @@ def _family(row: Row) -> tuple[str, str, str]:
     from efficientllm.spec.canonical import digest
 
     return digest(row.case.model), row.record.machine.name, row.point
-
-
-def precise(records: list[Record], protocol: Protocol) -> bool:
-    """Whether a case's trials reach the protocol's precision in time and in energy.
-
-    The slowest-to-settle point decides. Metrics that nothing measured ask for nothing; how
-    steady one run was says nothing here.
-    """
-    limits = protocol.limits
-    if protocol.trials is not None or limits.time_half_width is None:
-        return True
-    targets = {
-        "step_p50_s": limits.time_half_width,
-        "ttft_s": limits.time_half_width,
-        "tpot_s": limits.time_half_width,
-        "j_per_token": limits.energy_half_width,
-    }
-    for row in rows(records):
-        for key, target in targets.items():
-            interval = row.cell(key).interval
-            if interval is None or target is None or row.cell(key).invalid:
-                continue
-            half_width = interval.half_width if interval.basis == "trials" else None
-            if half_width is None or half_width > target:
-                return False
-    return True
 
 
 def cells_of(row: Row) -> dict[str, Cell]:

@@ -29,9 +29,16 @@ def _gradients(subject: Subject) -> Finding:
 
 @torch.no_grad()
 def _repeatable(subject: Subject) -> Finding:
+    """Also in eval mode, in which a model is scored and generates."""
     x = subject.inputs(LENGTH)
-    share = off(subject.whole(x), subject.whole(x))
+    whole, training = subject.whole(x), subject.module.training
+    share = off(subject.whole(x), whole)
     trouble = f"the same input gives another output, by {share:.1%}" if share > 1e-6 else ""
+    subject.module.eval()
+    share = off(subject.whole(x), whole)
+    subject.module.train(training)
+    if not trouble and share > 1e-6:
+        trouble = f"eval() gives another output than train(), by {share:.1%}"
     return judged("repeatable", trouble, "the same input gives the same output", "use no dropout")
 
 

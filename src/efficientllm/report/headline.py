@@ -6,12 +6,13 @@ point that both have. It says "not decided" as long as the comparison is not dec
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from efficientllm.analysis.compare import Comparison, Line, Unequal, compare
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import training_conditions
-from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number
+from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number, told_apart
 from efficientllm.spec.canonical import digest
 
 SPEED = {
@@ -221,9 +222,10 @@ def _figure(name: str, key: str, a: Row, b: Row) -> Figure:
 def doubts_of(rows: list[Row]) -> list[str]:
     """What is invalid, undecided or unmeasured, in the order of how much it matters."""
     doubts: list[str] = []
-    failed = [row for row in rows if row.status != "ok"]
-    for row in failed[:6]:
-        doubts.append(f"{row.name} {row.point}: {row.status} {row.reason}".strip())
+    names = zip(told_apart(rows), rows, strict=True)
+    failed = [(name, row) for name, row in names if row.status != "ok"]
+    for name, row in failed[:6]:
+        doubts.append(f"{name} {row.point}: {row.status} {row.reason}".strip())
     seen: set[str] = set()
     for level in ("invalid", "warn"):
         for row in rows:
@@ -238,8 +240,19 @@ def doubts_of(rows: list[Row]) -> list[str]:
             f"{len(few)} rows rest on fewer than three trials: their ± is within one run, and"
             " nothing is decided by it"
         )
-    missing = {row.cell("j_per_token").reason for row in rows if row.status == "ok"} - {""}
-    doubts += [f"energy is not measured: {reason}" for reason in sorted(missing)]
+    doubts += _without_energy(rows)
     if any(row.case.stage == "generate" for row in rows):
         doubts.append("no task accuracy was measured: do not call any of this lossless")
     return doubts
+
+
+def _without_energy(rows: list[Row]) -> list[str]:
+    """Why rows have no joules: once for reasons that are alike but for their numbers."""
+    missing: dict[str, list[str]] = {}
+    for reason in (row.cell("j_per_token").reason for row in rows if row.status == "ok"):
+        if reason:
+            missing.setdefault(re.sub(r"[\d.]+", "", reason), []).append(reason)
+    return [
+        f"energy is not measured{f' in {len(alike)} rows' if len(alike) > 1 else ''}: {alike[0]}"
+        for alike in missing.values()
+    ]

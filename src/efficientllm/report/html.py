@@ -20,9 +20,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from efficientllm.analysis.table import Cell, Row
-from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
-from efficientllm.report import charts, timeline
+from efficientllm.report import charts
 from efficientllm.report.answer import study_headline
 from efficientllm.report.columns import (
     PAPER,
@@ -37,13 +36,12 @@ from efficientllm.report.columns import (
     small_print,
     words_of,
 )
+from efficientllm.report.details import anchor, detail
 from efficientllm.report.differing import p_value, signed, verdict
 from efficientllm.report.downloads import downloads
 from efficientllm.report.headline import Headline, headline
 from efficientllm.report.paper_tables import paper_tables
 from efficientllm.report.section import Studies, rows_of_suite, studies_of
-from efficientllm.report.selection import data_line
-from efficientllm.report.text import unit_percentiles
 from efficientllm.spec.suite import builtin_names, load_suite
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     rows.sort(key=lambda row: (id(row) in first, id(row.record) in own))
     known = rows[-MAX_ROWS:]
     fixed, linked = _fixed_parts(results, known, main[-MAX_ROWS:], newest)
-    by_worth = sorted(rows, key=lambda row: _anchor(row) in linked)
+    by_worth = sorted(rows, key=lambda row: anchor(row) in linked)
 
     def text(shown: int, drawn: int) -> str:
         left_out = {id(row) for row in by_worth[: len(rows) - shown]}
@@ -140,12 +138,12 @@ def _fixed_parts(
     linked: set[str] = set()
 
     def leading_to(row: Row) -> str:
-        linked.add(_anchor(row))
-        return _anchor(row)
+        linked.add(anchor(row))
+        return anchor(row)
 
     for section in found.sections if found else ():
         for _, cells in section.matrix.lines:
-            linked.update(_anchor(cell.row) for cell in cells if cell.row is not None)
+            linked.update(anchor(cell.row) for cell in cells if cell.row is not None)
     return {
         "style": Markup(style),  # our own file, allowed by its hash
         "script": Markup(script),
@@ -173,7 +171,7 @@ def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
 
 def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"label": label, "device": device, "anchor": _anchor}
+    environment.filters |= {"label": label, "device": device, "anchor": anchor}
     told = (signed, p_value, verdict, small_print)
     environment.globals |= {function.__name__: function for function in told}
     here = newest.machine.name
@@ -182,7 +180,7 @@ def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any])
     return environment.from_string(_asset("page.html")).render(
         stages=stages,
         details=[
-            _detail(row, drawn=id(row) in with_drawings) for stage in stages for row in stage.rows()
+            detail(row, drawn=id(row) in with_drawings) for stage in stages for row in stage.rows()
         ],
         **fixed,
     )
@@ -242,7 +240,7 @@ def _stage(key: str, rows: list[Row], here: str) -> Stage:
     lines = [
         Line(
             row,
-            _anchor(row),
+            anchor(row),
             tuple(word.of(row) for word in words),
             tuple((shown, row.cell(shown.column.metric.key)) for shown in columns),
             row.record.machine.name == here,
@@ -269,50 +267,3 @@ def _columns(stage: str, rows: list[Row]) -> tuple[Shown, ...]:
             symbol = metric.symbol if metric.key in PAPER[stage] else ""
             found.append(Shown(column(metric.key, rows), metric.key in first, symbol))
     return tuple(sorted(found, key=lambda shown: (not shown.first, not shown.symbol)))
-
-
-def _anchor(row: Row) -> str:
-    """The name of a row's details on the page; letters, digits and dashes only."""
-    point = row.views[0].point
-    parts = (row.record.trial.case_id[:12], row.record.env_id[:6], point.batch, point.context)
-    return "r-" + "-".join(str(part) for part in parts)
-
-
-class Detail(NamedTuple):
-    """Everything about a row, opened from any of its numbers."""
-
-    row: Row
-    anchor: str
-    metrics: tuple[tuple[Column, Cell], ...]
-    drawings: tuple[timeline.Drawing, ...]
-    facts: tuple[tuple[str, str], ...]
-
-
-def _detail(row: Row, *, drawn: bool) -> Detail:
-    record = row.record
-    metrics = tuple(
-        (column(metric.key, [row]), row.cell(metric.key)) for metric in all_metrics(row.case.stage)
-    )
-    facts = [
-        ("case", record.trial.case_id),
-        ("environment", record.env_id),
-        ("machine", record.machine.name),
-        ("started", record.started_at),
-        ("energy of", energy_scope(row.views[-1]) or "nothing that could be read"),
-        *(("units", line) for line in unit_percentiles(row)),
-        ("trials", ", ".join(_trial(view.record) for view in row.views)),
-        *sorted((k, str(v)) for k, v in record.resolved.items() if k != "selection"),
-        *(("data", line) for line in (data_line(record),) if line),
-        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(record.software.items()))),
-        *sorted((f"note on {k}", v) for k, v in record.notes.items()),
-    ]
-    if (build := record.build) is not None:
-        for reach in build.reach:
-            share = reach.parameters / build.total_params
-            facts.append((f"reach of {reach.technique}", f"{share:.1%} of the parameters"))
-    drawings = tuple(timeline.drawings(record)) if record.phases and drawn else ()
-    return Detail(row, _anchor(row), metrics, drawings, tuple(facts))
-
-
-def _trial(record: Record) -> str:
-    return f"{record.key} {record.outcome.status} {record.seconds:.0f} s"

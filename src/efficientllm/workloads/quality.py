@@ -12,6 +12,7 @@ tokenizers compare; perplexity per token compares within one tokenizer only.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,8 +46,12 @@ def score(
     max_bytes: int,
     length: int,
     device: Device,
+    alive: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Negative log-likelihood in nats, tokens and bytes of each held-out document."""
+    """Negative log-likelihood in nats, tokens and bytes of each held-out document.
+
+    `alive` is called after each batch of windows: long text may take long.
+    """
     documents = limited(corpus.documents, max_bytes)
     windows = [w for i, d in enumerate(documents) for w in windows_of(i, d, vocabulary, length)]
     nll, tokens = [0.0] * len(documents), [0] * len(documents)
@@ -57,6 +62,7 @@ def score(
             for window, value in zip(batch, _nll(face, batch, device), strict=True):
                 nll[window.document] += value
                 tokens[window.document] += len(window.tokens) - window.first_scored
+            alive()
     if not all(map(math.isfinite, nll)):
         bad = sum(not math.isfinite(value) for value in nll)
         raise Unsupported(f"the loss of {bad} of {len(nll)} held-out documents is not finite")

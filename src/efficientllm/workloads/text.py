@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple, assert_never
 import numpy as np
 
 from efficientllm import hub
+from efficientllm.content import TEXT_FILES
+from efficientllm.content import digest_of as digest_of_files
 from efficientllm.documents import Document, documents_in, held_out_by_name, text_files
 from efficientllm.record import Unsupported
 from efficientllm.spec.text import SUFFIXES, Files, Hub, StandardLibrary, Text
@@ -146,6 +148,8 @@ def _files(spec: Files) -> Sided:
     for path in paths:
         for document, stated in documents_in(path, path.name, spec):
             yield document, _side_of(document, path.name, stated, marked=marked)
+    if spec.sha256 and digest_of_files(root, TEXT_FILES) != spec.sha256:  # after they were read
+        raise Unsupported(f"{spec.path}: has changed since the case was planned; run again")
 
 
 def _hub(spec: Hub) -> Sided:

@@ -1,0 +1,32 @@
+"""A file stands whole, or as it was before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from efficientllm import durable
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "page.html"
+    durable.replace(target, b"old")
+    written = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        written(path, content[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*page\.html"):
+        durable.replace(target, b"new and longer")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_device_is_written_to_and_not_replaced() -> None:
+    durable.replace(Path("/dev/null"), b"gone")
+    assert Path("/dev/null").is_char_device()
