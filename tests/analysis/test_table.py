@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from efficientllm import record as r
-from efficientllm.analysis.stats import over_documents
 from efficientllm.analysis.precision import precise
+from efficientllm.analysis.stats import over_documents
 from efficientllm.analysis.table import Row, cells_of, rows
 from efficientllm.metrics import Ceiling
 from efficientllm.spec.protocol import Protocol

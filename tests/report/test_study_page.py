@@ -24,7 +24,7 @@ from efficientllm.report.downloads import downloads
 from efficientllm.report.export import export
 from efficientllm.report.headline import headline
 from efficientllm.report.html import page
-from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent
+from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent, token_chart
 from efficientllm.report.matrix import Matrix, matrix
 from efficientllm.report.section import rows_of_suite, studies_of
 from efficientllm.results import Results
@@ -552,6 +552,16 @@ def test_invalid_joules_are_on_no_axis() -> None:
     assert wrong.cell("j_per_token").invalid
     found = spent(table | {"gqa": wrong})
     assert found.notes[1] == "gqa is left out: its energy is invalid (ENERGY_DISAGREE)."
+
+
+def test_curves_stand_against_tokens_too_also_of_those_without_joules() -> None:
+    table = trainings(learned()).rows
+    blind = rows([made.trained("gqa", seed, readings=()) for seed in range(3)])[0]
+    chart = token_chart(table | {"gqa": blind}, list(table))
+    assert chart.notes == ()
+    assert "million tokens" in chart.svg
+    assert {name for name in table if f"row: {name}" in chart.svg} == set(table)
+    assert "no training was scored" in token_chart({}, []).reason
 
 
 def test_the_learning_chart_has_seeds_and_stays_small() -> None:

@@ -77,17 +77,35 @@ def _value(view: View, key: str) -> float:
     return math.inf if isinstance(value, Unmeasured) else value
 
 
+def _seen(rows: dict[str, Row]) -> Spent:
+    """Tokens, which every training has."""
+    return Spent("tokens", (), lambda _: 1.0, rows)
+
+
 def learning_chart(rows: dict[str, Row], variants: list[str]) -> Chart:
     """Bits per byte against what was spent so far, a line a variant, faint ones its seeds.
 
     `variants` are all of the study's, which have a colour each; the first few of them.
     """
-    title = "Quality against what training took"
+    return _curves("Quality against what training took", rows, variants, spent)
+
+
+def token_chart(rows: dict[str, Row], variants: list[str]) -> Chart:
+    """The same curves against the tokens that were seen: what is learned, not what it costs."""
+    return _curves("Quality against tokens", rows, variants, _seen)
+
+
+def _curves(
+    title: str,
+    rows: dict[str, Row],
+    variants: list[str],
+    cost_of: Callable[[dict[str, Row]], Spent],
+) -> Chart:
     coloured_ones = {n: row for n, row in rows.items() if n in variants[:MAX_LINES]}
     curved = {n: r for n, r in coloured_ones.items() if any(v.record.curve for v in r.views)}
     if not curved:
         return Chart(title, "", "no training was scored along the way (quality.curve)")
-    cost = spent(curved)
+    cost = cost_of(curved)
     values = [value for name, row in cost.rows.items() for value in _learned(name, row, cost)]
     if not values:
         return Chart(title, "", "no step window was measured")
@@ -115,9 +133,11 @@ def learning_chart(rows: dict[str, Row], variants: list[str]) -> Chart:
 
 
 def _scaled(unit: str, most: float) -> tuple[float, str]:
-    """Joules in kJ or MJ, seconds in hours, where there are many."""
+    """Joules in kJ or MJ, seconds in hours, tokens in millions, where there are many."""
     if unit == "seconds":
         return (3600.0, "hours") if most >= 7200 else (1.0, unit)
+    if unit == "tokens":
+        return (1e6, "million tokens") if most >= 1e6 else (1.0, unit)
     return next((s for s in ((1e6, "MJ"), (1e3, "kJ")) if most >= s[0]), (1.0, unit))
 
 

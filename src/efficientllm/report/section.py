@@ -13,7 +13,7 @@ from efficientllm.record import Record
 from efficientllm.report.charts import Chart
 from efficientllm.report.columns import number, with_half_width
 from efficientllm.report.contexts import cost_charts
-from efficientllm.report.learning import cache_chart, learning_chart
+from efficientllm.report.learning import cache_chart, learning_chart, token_chart
 from efficientllm.report.matrix import Matrix, matrix
 from efficientllm.spec.suite import builtin_names, load_suite
 
@@ -94,7 +94,8 @@ def _trained(first: Study, others: list[Study]) -> Study | None:
 def _section(study: Study, quality: Trainings) -> Section:
     own = trainings(study)
     names = list(study.variants)
-    charts = learning_chart(own.rows, names), cache_chart(own.rows, list(own.differences), names)
+    cached = cache_chart(own.rows, list(own.differences), names)
+    charts = learning_chart(own.rows, names), token_chart(own.rows, names), cached
     suites = dict.fromkeys(row.record.trial.suite for row in study.rows())
     return Section(
         f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}",
