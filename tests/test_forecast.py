@@ -27,6 +27,17 @@ def planned(folder: Path, gpu: Gpu | None, *words: str) -> str:
     return console.export_text()
 
 
+def test_a_record_that_planning_moves_away_is_named(tmp_path: Path) -> None:
+    planned(tmp_path, CARD, "model=backbone-tiny")
+    (case,) = pin_suite(one_line_suite("pretrain", ("model=backbone-tiny",))).cases
+    machine = forecast.machine.describe(CARD).name
+    folder = tmp_path / "store" / machine / case.case_id
+    folder.mkdir(parents=True)
+    (folder / "0-0.json").write_text("{}")
+    text = planned(tmp_path, CARD, "model=backbone-tiny")
+    assert "moved to quarantine: " in " ".join(text.split())
+
+
 def test_a_compute_optimal_training_is_priced_before_it_starts(tmp_path: Path) -> None:
     text = planned(tmp_path, CARD, "model=backbone-0.5B", "tokens=20x")
     row = next(line for line in text.splitlines() if line.startswith("backbone-0.5B"))

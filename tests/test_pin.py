@@ -174,6 +174,12 @@ def test_a_text_is_named_by_its_content_and_not_its_path(tmp_path: Path) -> None
     assert with_text(moved.parent).case_id != folder.case_id
     with pytest.raises(SpecError, match="there is nothing at this path"):
         with_text(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    for other in (tmp_path / "empty", Path("/dev/null")):
+        with pytest.raises(SpecError, match=r"no text there \(looked for \.txt"):
+            with_text(other)
+    with pytest.raises(SpecError, match="no text there"):
+        pin(generate("backbone-tiny", workload={"kind": "generate", "data": ""}))
 
 
 def test_a_named_tokenizer_is_part_of_the_case(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from efficientllm.machine import Gpu
 from efficientllm.pin import pin
 from efficientllm.plan import Planned
 from efficientllm.record import Finding, Record
-from efficientllm.seal import first_problem
 from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
+from efficientllm.spec.problems import explain
 from efficientllm.spec.protocol import Protocol
 from efficientllm.store import Store
 
@@ -99,5 +99,5 @@ def _case(what: str, preset: str, position: str) -> Case:
     try:
         case = Case.model_validate(value)
     except ValidationError as error:
-        raise SpecError(f"check {what}: {first_problem(error)}") from error
+        raise SpecError(explain(error, f"check {what}", {})) from error
     return pin(case, allow_code=True)

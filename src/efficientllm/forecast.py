@@ -75,6 +75,8 @@ def plan_command(
     console.print(table)
     for line in told(suite.cases):
         console.print(escape(line))
+    for refused in store.refused.values():
+        console.print(f"[yellow]![/yellow] {escape(refused)}")
     due = next_round(suite, shelf, store, precise)
     for item in due.blocked:
         console.print(f"[yellow]blocked[/yellow] {escape(item.case.name)}: {escape(item.reason)}")

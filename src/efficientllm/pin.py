@@ -16,6 +16,7 @@ from efficientllm import hub
 from efficientllm.budget import with_tokens
 from efficientllm.catalog.shape import shape_named
 from efficientllm.content import TEXT_FILES, digest_of
+from efficientllm.documents import text_files
 from efficientllm.matching import matched_shape
 from efficientllm.spec.architecture import CustomAttention
 from efficientllm.spec.case import Case
@@ -24,7 +25,7 @@ from efficientllm.spec.model import Backbone, CatalogShape, Checkpoint, is_local
 from efficientllm.spec.problems import nearest
 from efficientllm.spec.suite import Suite
 from efficientllm.spec.technique import Custom, Techniques
-from efficientllm.spec.text import Files, Hub, Text
+from efficientllm.spec.text import SUFFIXES, Files, Hub, Text
 from efficientllm.spec.workload import Probe
 
 CHECKPOINT_FILES = (".safetensors", ".json", ".py", ".model", ".txt")
@@ -166,4 +167,6 @@ def _pin_text(text: Files | Hub) -> Text:
             f"data: {text.path}: there is nothing at this path; a dataset of the hub is written"
             " hub:NAME"
         )
+    if not text.path or not (path.is_file() or (path.is_dir() and text_files(path))):
+        raise SpecError(f"data: {text.path}: no text there (looked for {', '.join(SUFFIXES)})")
     return text.model_copy(update={"sha256": digest_of(path, TEXT_FILES)})

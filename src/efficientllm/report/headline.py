@@ -10,9 +10,10 @@ import re
 from typing import NamedTuple
 
 from efficientllm.analysis.compare import Comparison, Line, Unequal, compare
+from efficientllm.analysis.study import size
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import training_conditions
-from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number, told_apart
+from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number
 from efficientllm.spec.canonical import digest
 
 SPEED = {
@@ -222,10 +223,9 @@ def _figure(name: str, key: str, a: Row, b: Row) -> Figure:
 def doubts_of(rows: list[Row]) -> list[str]:
     """What is invalid, undecided or unmeasured, in the order of how much it matters."""
     doubts: list[str] = []
-    names = zip(told_apart(rows), rows, strict=True)
-    failed = [(name, row) for name, row in names if row.status != "ok"]
-    for name, row in failed[:6]:
-        doubts.append(f"{name} {row.point}: {row.status} {row.reason}".strip())
+    for row in [row for row in rows if row.status != "ok"][:6]:
+        large = "" if size(row.case) in row.name else f" {size(row.case)}"
+        doubts.append(f"{row.name}{large} {row.point}: {row.status} {row.reason}".strip())
     seen: set[str] = set()
     for level in ("invalid", "warn"):
         for row in rows:

@@ -141,7 +141,7 @@ def text_from_name(value: Any) -> Any:
         return {"kind": "hub", "source": rest}
     if _HUB_ID.fullmatch(value) and not value.endswith(SUFFIXES) and not Path(value).exists():
         return {"kind": "hub", "source": value}
-    return {"kind": "files", "path": str(PurePath(value))}
+    return {"kind": "files", "path": str(PurePath(value)) if value else ""}
 
 
 def of_no_kind(value: dict[str, Any]) -> bool:
