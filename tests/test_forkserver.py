@@ -119,6 +119,13 @@ def test_a_child_that_was_adopted_before_it_could_ask_ends_at_once() -> None:
         die_with_parent(os.getppid() + 1)
 
 
+def test_a_worker_ends_before_others_when_memory_runs_out() -> None:
+    code = "from efficientllm.lifeline import die_first; die_first();"
+    code += "print(open('/proc/self/oom_score_adj').read())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "1000"
+
+
 @pytest.mark.slow
 def test_no_preload_opens_cuda_or_asks_for_it_unprotected() -> None:
     """The one question that is allowed goes to NVML, as long as the variable stands."""

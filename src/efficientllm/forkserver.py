@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from efficientllm.lifeline import die_with_parent
+from efficientllm.lifeline import die_first, die_with_parent
 from efficientllm.machine import close_nvml, gpus
 from efficientllm.unopened import cuda_is_open, unopened
 
@@ -126,6 +126,7 @@ def _become_worker(folder: Path, server: int) -> None:
     try:
         os.setsid()
         die_with_parent(server)
+        die_first()
         signal.set_wakeup_fd(-1)
         for sign in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(sign, signal.SIG_DFL)

@@ -10,6 +10,8 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,3 +27,12 @@ def die_with_parent(parent: int, sign: signal.Signals = signal.SIGKILL) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         sys.exit("the parent has already ended")
+
+
+def die_first() -> None:
+    """Ask the kernel to end this process before others when the machine's memory runs out.
+
+    What a worker measures may take all of it, and nobody else shall pay for that.
+    """
+    with suppress(OSError):  # not Linux, or not allowed: then anyone may be chosen
+        Path("/proc/self/oom_score_adj").write_text("1000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from efficientllm.analysis.compare import Comparison, compare
+from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Row, rows
 from efficientllm.damage import damage
 from efficientllm.metrics import Ceiling, Unmeasured, View
@@ -83,10 +85,8 @@ class Results(NamedTuple):
         if len(newest) == 1:
             return newest[0]
         if not newest:
-            known = sorted({row.name for row in self.rows()})
-            raise SpecError(
-                f"no row is called {key!r}; there is {', '.join(known[:20]) or 'nothing'}"
-            )
+            known = ", ".join(_known(self.rows())[:20]) or "nothing"
+            raise SpecError(f"no row is called {key!r}; there is {known}")
         names = ", ".join(f"{row.key} {row.name} {row.point}" for row in newest[:8])
         raise SpecError(
             f"{key!r} fits several rows: {names}; name one, or narrow with --at batch=N"
@@ -95,6 +95,17 @@ class Results(NamedTuple):
     def compare(self, a: str, b: str, at: dict[str, int] | None = None) -> Comparison:
         """Compare two rows by key; raises Unequal when their work differs."""
         return compare(self.find(a, at), self.find(b, at))
+
+
+def _known(rows: list[Row]) -> list[str]:
+    """Names of cases, each with its id and variant where several have one name."""
+    cases = {row.record.trial.case_id: row for row in rows}
+    names = Counter(row.name for row in cases.values())
+    told = (
+        f"{row.key} {row.name} {variant(row.case)}".rstrip() if names[row.name] > 1 else row.name
+        for row in cases.values()
+    )
+    return sorted(told)
 
 
 def _named(row: Row, key: str) -> bool:

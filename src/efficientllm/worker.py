@@ -28,7 +28,7 @@ from efficientllm.describe import build_facts
 from efficientllm.device import Device, is_lost, is_out_of_memory, open_device
 from efficientllm.interludes import Interludes
 from efficientllm.journal import Journal, Task
-from efficientllm.lifeline import die_with_parent
+from efficientllm.lifeline import die_first, die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
 from efficientllm.models.checkpoint import disk_bytes, save_checkpoint
 from efficientllm.models.own import line_of, told
@@ -290,6 +290,7 @@ def outcome_of(error: BaseException) -> Outcome:
 def main() -> None:
     """A worker in an interpreter of its own: `python -m efficientllm.worker FOLDER PARENT`."""
     die_with_parent(int(sys.argv[2]))
+    die_first()
     sys.exit(run(Path(sys.argv[1])))
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from efficientllm import record as r
 from efficientllm.analysis.compare import compare
 from efficientllm.analysis.table import rows
 from efficientllm.report.text import print_comparison, print_doubts, print_record, print_rows
+from efficientllm.results import Results
+from efficientllm.spec.document import SpecError
 from tests import samples
 from tests.report.test_html import pair
 
@@ -36,6 +39,26 @@ def test_rows_show_values_and_failures_with_their_reason() -> None:
     assert "200" in text
     assert "out_of_memory" in text
     assert "[bold]asked[/bold]" in text, "markup in a reason is text"
+
+
+def test_cases_that_nothing_else_tells_apart_show_what_compare_accepts() -> None:
+    """Two texts under one name: each row has its id, and asking for another name lists them."""
+    workloads = ({"kind": "generate", "new_tokens": n} for n in (8, 16))
+    found = Results(tuple(samples.record(samples.case(workload=w)) for w in workloads))
+    table, (made, out) = found.rows(), console()
+    print_rows(made, table)
+    for row in table:
+        assert row.key in out.getvalue()
+        assert f"{row.key} {row.name}" in str(_refused(found, "nobody"))
+    made, out = console()
+    print_rows(made, table[:1])
+    assert table[0].key not in out.getvalue()
+
+
+def _refused(found: Results, key: str) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        found.find(key)
+    return caught.value
 
 
 def test_doubts_are_said_once() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +16,7 @@ from efficientllm.report.columns import (
     PAPER,
     STAGE_TITLES,
     STAGES,
+    Words,
     all_metrics,
     basis,
     column,
@@ -58,6 +59,7 @@ def _numbered(rows: list[Row]) -> dict[str, int]:
 def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str, int]) -> None:
     columns = first_columns(stage, rows)
     words, points = unnamed(rows), _points(rows)
+    names = _names(rows, words)
     all_cost = all(row.cost_only for row in rows)
     noted = any(flag.code in notes for row in rows for flag in row.flags)
     table = Table(
@@ -74,7 +76,8 @@ def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str,
         table.add_column("notes", justify="right")
     for index, row in enumerate(rows):
         told = [escape(word.of(row)) for word in words]
-        cells = [_name(row, all_cost), *told, *points[index : index + 1]]
+        alone = " [dim](cost only)[/dim]" if row.cost_only and not all_cost else ""
+        cells = [escape(names[index]) + alone, *told, *points[index : index + 1]]
         if row.status == "ok":
             cells += [shown.text(row) for shown in columns]
         else:
@@ -107,9 +110,13 @@ def _title(stage: str, rows: list[Row], all_cost: bool) -> str:
     return STAGE_TITLES[stage] + context + (" (random weights: cost only)" if all_cost else "")
 
 
-def _name(row: Row, all_cost: bool) -> str:
-    alone = row.cost_only and not all_cost
-    return escape(label(row)) + (" [dim](cost only)[/dim]" if alone else "")
+def _names(rows: list[Row], words: Sequence[Words]) -> list[str]:
+    """Labels, with what `show` and `compare` accept where nothing else in the table differs."""
+    seen = [(label(row), row.point, *(word.of(row) for word in words)) for row in rows]
+    return [
+        f"{label(row)} {row.key}" if seen.count(told) > 1 else label(row)
+        for row, told in zip(rows, seen, strict=True)
+    ]
 
 
 def print_doubts(console: Console, rows: list[Row]) -> None:
