@@ -27,6 +27,16 @@ def planned(folder: Path, gpu: Gpu | None, *words: str) -> str:
     return console.export_text()
 
 
+@pytest.mark.parametrize(("length", "fits"), [(1024, True), (2048, False)])
+def test_more_tokens_than_learned_positions_do_not_fit(
+    length: int, fits: bool, tmp_path: Path
+) -> None:
+    words = ("model.position={kind: learned, max_positions: 1024}", f"sequence_length={length}")
+    text = planned(tmp_path, CARD, "model=backbone-tiny", *words)
+    assert bool(re.search(r"c\d+ +[0-9.]+ +fits", text)) is fits
+    assert ("no; it has 1024 learned positions, and 2048 are asked for" in text) is not fits
+
+
 def test_a_record_that_planning_moves_away_is_named(tmp_path: Path) -> None:
     planned(tmp_path, CARD, "model=backbone-tiny")
     (case,) = pin_suite(one_line_suite("pretrain", ("model=backbone-tiny",))).cases

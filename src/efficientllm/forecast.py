@@ -19,7 +19,7 @@ from efficientllm.parameters import parameters
 from efficientllm.plan import Shelf, next_round
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.suite import Suite
-from efficientllm.spec.workload import Training
+from efficientllm.spec.workload import Generate, Training
 from efficientllm.store import Store
 
 GIB = 2**30
@@ -147,6 +147,9 @@ def _memory(
 def _fits(case: Case, shape: Any, point: Point, needed: float | None, available: float) -> str:
     if needed is None:
         return "unknown: no formulas for this family"
+    asked = point.context + (case.workload.new_tokens if isinstance(case.workload, Generate) else 0)
+    if shape.position == "learned" and asked > shape.max_positions:
+        return f"no; it has {shape.max_positions} learned positions, and {asked} are asked for"
     verdict = predict.fit(needed, available)
     if verdict != "no":
         return verdict

@@ -136,6 +136,13 @@ def test_a_curve_is_of_declared_steps() -> None:
         case(workload={"kind": "pretrain", "steps": 4}, quality=quality)
 
 
+@pytest.mark.parametrize("value", ["fitt", 0, True, 1.5])
+def test_a_micro_batch_that_is_none_is_told_once(value: Any) -> None:
+    with pytest.raises(ValidationError, match=r"from 1, or auto or fit \(got") as caught:
+        Pretrain(batch=8, micro_batch=value)
+    assert caught.value.error_count() == 1
+
+
 def test_a_micro_batch_must_divide_the_batch() -> None:
     with pytest.raises(ValidationError, match="micro_batch 3 does not divide batch 8"):
         Pretrain(batch=8, micro_batch=3)

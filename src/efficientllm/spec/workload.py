@@ -40,6 +40,16 @@ def _number_or_per_parameter(value: Any) -> Any:
 Tokens = Annotated[int | str, BeforeValidator(_number_or_per_parameter)]
 
 
+def _number_or_word(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if value in ("auto", "fit") or (number and value >= 1):
+        return value
+    raise ValueError(f"needs a number of sequences from 1, or auto or fit (got {value!r:.40})")
+
+
+MicroBatch = Annotated[Count | Literal["auto", "fit"], BeforeValidator(_number_or_word)]
+
+
 class Precision(Spec):
     """Training precision: what is held, what is multiplied, what the optimizer keeps."""
 
@@ -105,7 +115,7 @@ class Training(Spec):
 
     sequence_length: Length = 4096
     batch: Count = Field(8, description="sequences in one optimizer step")
-    micro_batch: Count | Literal["auto", "fit"] = Field(
+    micro_batch: MicroBatch = Field(
         "auto",
         description="sequences in one forward pass; auto: all of `batch`; fit: as many as the"
         " hungriest case of the suite at this size and length can take here",
