@@ -95,7 +95,8 @@ def _section(study: Study, quality: Trainings) -> Section:
     own = trainings(study)
     names = list(study.variants)
     cached = cache_chart(own.rows, list(own.differences), names)
-    charts = learning_chart(own.rows, names), token_chart(own.rows, names), cached
+    learned, seen = learning_chart(own.rows, names), token_chart(own.rows, names)
+    charts = (learned, seen, cached) if seen.svg else (learned, cached)  # one says why
     suites = dict.fromkeys(row.record.trial.suite for row in study.rows())
     return Section(
         f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}",
