@@ -27,6 +27,17 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_names_it(
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_link_stays_one_and_a_private_file_private(tmp_path: Path) -> None:
+    target, link = tmp_path / "real", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    durable.replace(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_device_is_written_to_and_not_replaced() -> None:
     durable.replace(Path("/dev/null"), b"gone")
     assert Path("/dev/null").is_char_device()

@@ -18,6 +18,7 @@ from efficientllm.analysis.compare import (
     paired,
     ratio_interval,
 )
+from efficientllm.analysis.condition import check_condition
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import unequal_work
 from efficientllm.metrics import BY_KEY, View
@@ -87,6 +88,7 @@ def test_nothing_is_decided_by_an_attention_that_failed_a_check() -> None:
             assert {x.verdict for x in found.lines} == {"ambiguous"}
             assert "sees later tokens" in line(found, "tpot_s").why
             assert line(found, "tpot_s").least_change is None, "nothing that a build fails for"
+            assert check_condition(found, "slower>5%").status == "undecided"
 
 
 def test_pairs_cancel_what_a_round_does_to_both() -> None:

@@ -94,6 +94,19 @@ def test_a_rate_with_fewer_seeds_is_told_and_not_chosen() -> None:
     assert [flag.code for flag in found.flags] == ["EDGE_OF_SWEEP"]
 
 
+def test_a_rate_with_enough_seeds_is_never_called_unfinished() -> None:
+    """The third rate has one seed, the lucky one of the second: what all share proves nothing."""
+    bits = {2e-3: (1.5, 1.5, 1.5), 1e-3: (1.4, 1.6, 1.7), 4e-3: (1.9,)}
+    trials = [
+        made.trained("mha", seed, lr=lr, bits=b)
+        for lr, found in bits.items()
+        for seed, b in enumerate(found)
+    ]
+    (found,) = sweeps(rows(trials))
+    assert learning_rate(found.best) == 2e-3
+    assert found.flags == ()
+
+
 @pytest.mark.parametrize("status", ["interrupted", "out_of_memory", "unsupported"])
 def test_what_says_nothing_about_a_rate_was_not_tried(status: Any) -> None:
     ended = made.trained("mha", lr=1e-3, outcome=r.Outcome(status=status, reason="so"))

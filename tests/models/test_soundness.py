@@ -187,6 +187,20 @@ def test_a_backward_that_is_not_the_forwards_is_found_by_differences(tmp_path: P
     assert "its input, qkv.weight" in found["differences"].seen
 
 
+def test_an_attention_that_chooses_its_keys_has_right_gradients(tmp_path: Path) -> None:
+    """A large step crosses the border between two choices; the derivative does not."""
+    best = spoiled(
+        ("y = F.scaled_dot_product_attention(", "y = chosen("),
+    )
+    best += (
+        "\n\ndef chosen(q, k, v, attn_mask, scale=None, **_):\n"
+        "    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~attn_mask, float('-inf'))\n"
+        "    kept = scores.topk(min(4, scores.shape[-1]), -1).values[..., -1:]\n"
+        "    return scores.masked_fill(scores < kept, float('-inf')).softmax(-1) @ v\n"
+    )
+    assert "differences" not in failed(findings(tmp_path, best))
+
+
 def test_a_gradient_from_the_future_without_a_value_is_found(tmp_path: Path) -> None:
     ahead = "((y + y.flip(2) - y.flip(2).detach()).transpose"
     text = spoiled(("(y.transpose", ahead))

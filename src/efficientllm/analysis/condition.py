@@ -38,6 +38,9 @@ def check_condition(found: Comparison, condition: str) -> Condition:
     concerned = [line for line in found.lines if line.metric.key in _CONCERNS[word]]
     if not concerned:
         raise SpecError(f"--fail-if {condition!r}: neither row has {' or '.join(_CONCERNS[word])}")
+    unsound = found.a.unsound or found.b.unsound
+    if unsound:
+        return Condition("undecided", f"undecided: {unsound}")
     beyond = [line for line in concerned if line.change > limit]
     told = [f"{x.metric.label}: {x.change:.1%} {word}, the limit is {limit:.1%}" for x in beyond]
     for line, text in zip(beyond, told, strict=True):

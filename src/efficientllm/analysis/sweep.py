@@ -88,6 +88,10 @@ def _bits(row: Row) -> float | None:
     return cell.interval.value if usable and cell.interval is not None else None
 
 
+def _invalid(row: Row) -> bool:
+    return row.cell("bits_per_byte").invalid
+
+
 def _mean(bits: dict[int, float], seeds: set[int]) -> float:
     """Mean over these seeds, or over all where there are none of these."""
     wanted = [bits[seed] for seed in seeds] or list(bits.values())
@@ -101,12 +105,12 @@ def _sweep(rows: list[Row]) -> Sweep | None:
     enough = min(MIN_FOR_INTERVAL, max(len(seed_bits(row)) for row in scored))
     compared = [row for row in scored if len(seed_bits(row)) >= enough]
     best = _fewest_bits(compared)
-    rates = (learning_rate(row) for row in rows if row in scored or row.status == "nan")
+    rates = (learning_rate(row) for row in rows if seed_bits(row) or row.status == "nan")
     tried = tuple(sorted({rate for rate in rates if rate is not None}))
     views = [view for row in rows for view in row.views]
     joules, why = _joules(views)
     seconds = sum(view.record.seconds for view in views)
-    flags = (*_edge(learning_rate(best), tried), *_unfinished(_fewest_bits(scored), best, enough))
+    flags = (*_edge(learning_rate(best), tried), *_unfinished(rows, best, enough))
     return Sweep(tuple(rows), best, tried, len(compared), flags, len(views), seconds, joules, why)
 
 
@@ -125,9 +129,13 @@ def _edge(best: float | None, tried: tuple[float, ...]) -> tuple[Flag, ...]:
     return (Flag("EDGE_OF_SWEEP", "warn", "quality", text),)
 
 
-def _unfinished(fewest: Row, best: Row, enough: int) -> tuple[Flag, ...]:
-    if fewest is best:
+def _unfinished(rows: list[Row], best: Row, enough: int) -> tuple[Flag, ...]:
+    """A rate with too few seeds that is better on those that it shares with the best."""
+    few = [row for row in rows if 0 < len(seed_bits(row)) < enough and not _invalid(row)]
+    better = [row for row in few if _fewest_bits([best, row]) is row]
+    if not better:
         return ()
+    fewest = _fewest_bits(better)
     seeds = len(seed_bits(fewest))
     text = (
         f"a learning rate of {learning_rate(fewest):g} is better on what seeds it has ({seeds}),"
