@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from efficientllm.durable import replace
 from efficientllm.spec.document import SpecError
 
 TEXT_FILES = (".txt", ".md", ".jsonl", ".zst", ".parquet")
@@ -62,8 +63,6 @@ def _remember(known: dict[str, str]) -> None:
     path = _cache_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known), "utf-8")
-        temporary.replace(path)
+        replace(path, json.dumps(known).encode())
     except OSError:
         return  # only speed is lost

@@ -121,12 +121,13 @@ def _fitting(text: Callable[[int, int], str], rows: int) -> str:
     found = text(rows, rows)
     if len(found.encode()) <= MAX_BYTES:
         return found
-    whole, least = (len(text(shown, DRAWN).encode()) for shown in (rows, 1))
-    for_each = max(1, (whole - least) // max(1, rows - 1))
-    shown = max(1, min(rows, 1 + (MAX_BYTES - least) // for_each))
-    while shown > 1 and len((found := text(shown, DRAWN)).encode()) > MAX_BYTES:
-        shown -= 1 + (len(found.encode()) - MAX_BYTES) // for_each
-    return found if shown > 1 else text(1, DRAWN)
+    shown, found = rows, text(rows, DRAWN)
+    least = len(text(1, DRAWN).encode())
+    for_each = max(1, (len(found.encode()) - least) // max(1, rows - 1))
+    while shown > 1 and (over := len(found.encode()) - MAX_BYTES) > 0:
+        shown = max(1, shown - 1 - over // for_each)
+        found = text(shown, DRAWN)
+    return found
 
 
 def _fixed_parts(
