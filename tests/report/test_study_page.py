@@ -293,7 +293,7 @@ def test_a_page_that_is_cut_keeps_what_it_is_about(monkeypatch: pytest.MonkeyPat
     named = [position("rope", 0, "attention"), *(position(n, 1) for n in ("alibi", "none"))]
     text = page(Results((*named, *others)))
     assert "Beside rope at 30M-h16: " in text
-    assert "2 rows that nothing else here leads to are not shown" in text
+    assert "2 rows are not shown, those first that nothing else here leads to" in text
 
 
 def test_published_rows_that_are_left_out_are_not_told_as_the_readers(
@@ -304,7 +304,7 @@ def test_published_rows_that_are_left_out_are_not_told_as_the_readers(
     mine = [position(n, i) for i, n in enumerate(("rope", "alibi", "none"))]
     published = [made.pretrain(n, 16384) for n in ("mha", "nsa")]
     text = page(Results(tuple(mine)), beside=Results(tuple(published)))
-    assert "1 rows that nothing else here leads to are not shown" in text
+    assert "1 rows are not shown, those first that nothing else here leads to" in text
     assert "2 published rows are not shown here." in text
 
 
@@ -315,7 +315,7 @@ def test_every_link_of_a_page_that_is_cut_leads_somewhere(monkeypatch: pytest.Mo
     whole = page(records)
     monkeypatch.setattr(html, "MAX_BYTES", len(whole.encode()) * 3 // 4)
     cut = page(records)
-    assert "rows that nothing else here leads to are not shown" in cut
+    assert "rows are not shown, those first that nothing else here leads to" in cut
     details, links = (re.findall(f'{x}(r-[^"]+)"', cut) for x in ('<details id="', 'href="#'))
     assert len(details) < whole.count('<details id="')
     assert set(links) == set(details)

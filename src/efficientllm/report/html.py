@@ -3,8 +3,9 @@
 No request leaves it: a strict content security policy allows one style sheet and one
 script, both by their hash, and nothing else. Every name from a record is escaped. The
 page is capped at two megabytes. Where its rows would take more, first drawings of what
-happened in a trial are left out, then rows that nothing else on the page leads to, the oldest
-first, and it says how many.
+happened in a trial are left out but for the newest rows, then rows that nothing else on the
+page leads to, the oldest first, then the other drawings, and at last rows that something leads
+to, whose links then go: no link leads nowhere. It says how many rows are left out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,21 +115,30 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
         kept = [row for row in rows if id(row) not in left_out]
         return _render(kept, drawn, newest, fixed | counts)
 
-    return _fitting(text, len(known))
+    led_to = sum(anchor(row) in linked for row in rows)
+    return _fitting(text, len(known), min(led_to, len(known)))
 
 
-def _fitting(text: Callable[[int, int], str], rows: int) -> str:
-    """The page of so many rows, or of as many, and with as many drawings, as there is room for."""
-    found = text(rows, rows)
-    if len(found.encode()) <= MAX_BYTES:
-        return found
-    shown, found = rows, text(rows, DRAWN)
-    least = len(text(1, DRAWN).encode())
-    for_each = max(1, (len(found.encode()) - least) // max(1, rows - 1))
-    while shown > 1 and (over := len(found.encode()) - MAX_BYTES) > 0:
-        shown = max(1, shown - 1 - over // for_each)
-        found = text(shown, DRAWN)
+def _fitting(text: Callable[[int, int], str], rows: int, led_to: int) -> str:
+    """The page of so many rows, or of as many, and with as many drawings, as there is room for.
+
+    The last `led_to` rows are those that something on the page leads to.
+    """
+    shown, found = rows, ""
+    for drawn, fewest in ((rows, rows), (DRAWN, max(1, led_to)), (0, 1)):
+        found = text(shown, drawn)
+        if _over(found) > 0 and shown > fewest:
+            for_each = max(1, (len(found.encode()) - len(text(1, drawn).encode())) // shown)
+            while shown > fewest and (over := _over(found)) > 0:
+                shown = max(fewest, shown - 1 - over // for_each)
+                found = text(shown, drawn)
+        if _over(found) <= 0:
+            break
     return found
+
+
+def _over(text: str) -> int:
+    return len(text.encode()) - MAX_BYTES
 
 
 def _fixed_parts(
@@ -177,14 +188,19 @@ def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any])
     environment.globals |= {function.__name__: function for function in told}
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
-    with_drawings = {id(row) for row in shown[-drawn:]}
-    return environment.from_string(_asset("page.html")).render(
+    with_drawings = {id(row) for row in shown[max(0, len(shown) - drawn) :]}
+    text = environment.from_string(_asset("page.html")).render(
         stages=stages,
         details=[
             detail(row, drawn=id(row) in with_drawings) for stage in stages for row in stage.rows()
         ],
         **fixed,
     )
+    there = {anchor(row) for row in shown}
+    return _LINK.sub(lambda link: link[0] if link[1] in there else "<a", text)
+
+
+_LINK = re.compile(r'<a href="#(r-[^"]*)"')
 
 
 def _of(stage: str, rows: list[Row]) -> list[Row]:

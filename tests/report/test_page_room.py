@@ -1,0 +1,69 @@
+"""What a page leaves out where its room is short, and in which order."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import pytest
+
+from efficientllm.report import html
+from efficientllm.report.html import page
+from efficientllm.results import Results
+from tests.report import architecture_samples as made
+
+
+class Seen(NamedTuple):
+    details: set[str]
+    links: set[str]
+    drawings: int
+
+
+def seen(text: str) -> Seen:
+    details, links = (set(re.findall(f'{x}(r-[^"]+)"', text)) for x in ('<details id="', 'href="#'))
+    return Seen(details, links, text.count('class="drawing"'))
+
+
+def led_to(text: str) -> set[str]:
+    """Rows whose numbers stand in a study's table."""
+    tables = re.findall(r'<div class="scroll matrix">.*?</table>', text, re.DOTALL)
+    return set(re.findall(r'href="#(r-[^"]+)"', "".join(tables)))
+
+
+@pytest.fixture(scope="module")
+def records() -> Results:
+    more = [made.in_suite(made.pretrain("mha", 64 * i), "attention", 99 + i) for i in range(1, 30)]
+    return Results((*more, *made.attention_suite()))
+
+
+def test_drawings_of_the_newest_rows_go_before_a_row_that_something_leads_to(
+    records: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = page(records)
+    led = led_to(whole)
+    assert led < seen(whole).details
+    room = len(whole.encode())
+    order = []
+    while not order or order[-1].details >= led:
+        room = room * 19 // 20
+        monkeypatch.setattr(html, "MAX_BYTES", room)
+        order.append(seen(page(records)))
+    drawn, bare = ([each for each in order if bool(each.drawings) is x] for x in (True, False))
+    assert min(len(each.details) for each in drawn) < len(seen(whole).details)
+    assert all(each.details >= led for each in drawn)
+    assert bare
+    assert all(each.details <= led for each in bare)
+
+
+def test_no_link_leads_to_a_row_that_there_was_no_room_for(
+    records: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = page(records)
+    monkeypatch.setattr(html, "MAX_BYTES", 1)
+    least = page(records)
+    assert len(seen(least).details) == 1
+    assert seen(least).links == seen(least).details
+    numbers = re.findall(r'<a(?: href="#r-[^"]*")? title="[^"]*">([^<]*)</a>', least)
+    assert set(numbers) <= set(re.findall(r'<a href="#r-[^"]*" title="[^"]*">([^<]*)</a>', whole))
+    assert "scroll matrix" in least
+    assert len(numbers) > 1
