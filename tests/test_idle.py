@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from efficientllm import launch, processes, watch
-from efficientllm.journal import READINGS, Journal
+from efficientllm import idle, launch, processes, watch
+from efficientllm.journal import READINGS, Journal, read
 from efficientllm.launch import Interrupted, Launcher
 from efficientllm.machine import Gpu
 from efficientllm.record import Outcome
@@ -150,6 +150,68 @@ def test_what_fails_beside_it_leaves_nothing_running(
     with pytest.raises(processes.CannotStart):
         measured(tmp_path, card)
     assert card.done[-1] == "group ended"
+
+
+class Driver:
+    """CUDA's driver as far as it is asked, for a card whose handle is 7; one call may fail."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.asked: list[tuple[str, int]] = []
+        self._fails = fails
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            """What comes first by reference is an answer."""
+            told, *rest = arguments
+            if rest:
+                told._obj.value = 7 if name == "cuDeviceGet" else 1
+            asked = rest[0] if rest else told
+            self.asked.append((name, getattr(asked, "value", asked)))
+            return 100 if name == self._fails else 0
+
+        return call
+
+
+def test_the_driver_alone_opens_the_first_visible_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(idle.ctypes, "CDLL", lambda name: {"libcuda.so.1": driver}[name])
+    assert idle.open_cuda()
+    assert driver.asked == [("cuInit", 0), ("cuDeviceGet", 0), ("cuDevicePrimaryCtxRetain", 7)]
+
+
+@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"])
+def test_a_card_that_the_driver_cannot_open_is_told(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(fails=call)
+    monkeypatch.setattr(idle.ctypes, "CDLL", lambda _: driver)
+    with pytest.raises(RuntimeError, match=f"{call} ended with CUDA error 100"):
+        idle.open_cuda()
+    assert driver.asked[-1][0] == call
+
+
+def test_without_cudas_driver_torch_opens_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(idle.ctypes, "CDLL", missing)
+    assert not idle.open_cuda()
+
+
+def test_an_idle_process_imports_no_torch_where_it_has_the_driver(tmp_path: Path) -> None:
+    """Which takes seconds; nor before it knows that its parent lives."""
+    program = (
+        "import runpy, sys, types; sys.modules['torch'] = None; import ctypes, os;"
+        " real = ctypes.CDLL; driver = types.SimpleNamespace(**{n: lambda *_: 0 for n in"
+        " ('cuInit', 'cuDeviceGet', 'cuDevicePrimaryCtxRetain')});"
+        " ctypes.CDLL = lambda n, *a, **k: driver if n == 'libcuda.so.1' else real(n, *a, **k);"
+        " from efficientllm import clock; clock.sleep = lambda _: None;"
+        " runpy.run_module('efficientllm.idle', alter_sys=True, run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), str(os.getpid()), "5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [phase.name for phase in read(tmp_path).phases] == ["open", "idle"]
 
 
 def test_an_orphan_ends_before_it_imports_torch(tmp_path: Path) -> None:
