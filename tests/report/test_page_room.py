@@ -1,4 +1,4 @@
-"""What a page leaves out where its room is short, and in which order."""
+"""What a page leaves out where its room is short, in which order, and what was never run."""
 
 from __future__ import annotations
 
@@ -67,3 +67,15 @@ def test_no_link_leads_to_a_row_that_there_was_no_room_for(
     assert set(numbers) <= set(re.findall(r'<a href="#r-[^"]*" title="[^"]*">([^<]*)</a>', whole))
     assert "scroll matrix" in least
     assert len(numbers) > 1
+
+
+def test_variants_of_a_suite_that_nobody_ran_are_named() -> None:
+    some, every = (made.learning_suite(1, of) for of in (("mha", "gqa", "mla"), made.VARIANTS))
+    missing = "Not run at 30M-h16: mqa, sliding, nsa of suite attention-small."
+    assert missing in page(Results(tuple(some)))
+    assert "Not run at" not in page(Results(tuple(every)))
+
+
+def test_a_size_that_no_suite_has_misses_nothing() -> None:
+    """The suite attention has other sizes than these records."""
+    assert "Not run at" not in page(Results(tuple(made.attention_suite(1, ("mha", "gqa")))))

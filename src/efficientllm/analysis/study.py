@@ -170,6 +170,19 @@ def _study(axis: Axis, rows: list[Row]) -> Study:
     return Study(axis, _condition(rows[0].case, axis), {k: tuple(v) for k, v in variants.items()})
 
 
+def unrun(study: Study, cases: Iterable[Case]) -> tuple[str, ...]:
+    """Kinds of the studied part that these cases have beside the study's own, and no row of it."""
+    models = [row.case.model for row in study.rows()]
+    like = {rest(model, study.axis) for model in models if isinstance(model, Backbone)}
+    ran = {_kind(getattr(model, study.axis)) for model in models}
+    planned = (
+        _kind(getattr(case.model, study.axis))
+        for case in cases
+        if isinstance(case.model, Backbone) and rest(case.model, study.axis) in like
+    )
+    return tuple(kind for kind in dict.fromkeys(planned) if kind not in ran)
+
+
 def _kind(part: Spec) -> str:
     if isinstance(part, CustomAttention):
         return part.name

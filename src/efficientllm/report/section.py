@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from efficientllm.analysis.differences import Difference, Trainings
 from efficientllm.analysis.sister import from_sisters
-from efficientllm.analysis.study import Study, studies, trainings
+from efficientllm.analysis.study import Study, studies, trainings, unrun
 from efficientllm.analysis.sweep import Sweep, learning_rate, sweeps
 from efficientllm.analysis.table import Row
 from efficientllm.record import Record
@@ -15,6 +15,7 @@ from efficientllm.report.columns import number, with_half_width
 from efficientllm.report.contexts import cost_charts
 from efficientllm.report.learning import cache_chart, learning_chart, token_chart
 from efficientllm.report.matrix import Matrix, matrix
+from efficientllm.spec.case import Case
 from efficientllm.spec.suite import builtin_names, load_suite
 
 MAX_STUDIES = 6
@@ -30,7 +31,10 @@ class Swept(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Everything about one study; `budget` says how far its trainings went."""
+    """Everything about one study.
+
+    `budget` says how far its trainings went, `unrun` what its suite has that nobody ran.
+    """
 
     title: str
     matrix: Matrix
@@ -39,6 +43,7 @@ class Section(NamedTuple):
     differences: tuple[Difference, ...]
     sweeps: tuple[Swept, ...]
     budget: str
+    unrun: str
 
 
 class Studies(NamedTuple):
@@ -56,9 +61,13 @@ def rows_of_suite(rows: list[Row], newest: Record) -> list[Row]:
     name = newest.trial.suite
     suite = [row for row in rows if row.record.trial.suite == name]
     main = [r for r in suite if r.record.machine.name == newest.machine.name] or suite
-    cases = load_suite(name).cases if name in builtin_names() else ()
-    chosen = {id(row) for row in (*main, *from_sisters(main, rows, cases))}
+    chosen = {id(row) for row in (*main, *from_sisters(main, rows, _cases(name)))}
     return [row for row in rows if id(row) in chosen]
+
+
+def _cases(suite: str) -> tuple[Case, ...]:
+    """What a suite of ours has; nothing of a user's own, whose file is not at hand."""
+    return load_suite(suite).cases if suite in builtin_names() else ()
 
 
 def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
@@ -106,7 +115,14 @@ def _section(study: Study, quality: Trainings) -> Section:
         own.differences,
         tuple(_swept(study, sweep) for sweep in sweeps(study.rows())),
         " ".join(filter(None, (_budget(list(own.rows.values())), _tuning(own)))),
+        " ".join(filter(None, (_unrun(study, suite) for suite in suites))),
     )
+
+
+def _unrun(study: Study, suite: str) -> str:
+    """Variants of a suite that have no row, where they would be looked for and not be missed."""
+    missing = unrun(study, _cases(suite))
+    return f"Not run at {study.size}: {', '.join(missing)} of suite {suite}." if missing else ""
 
 
 def _budget(rows: list[Row]) -> str:
