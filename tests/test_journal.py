@@ -162,6 +162,20 @@ def test_the_last_limit_counts(tmp_path: Path, told: Journal) -> None:
     assert deadline < clock.now_ns() + 500e9
 
 
+def test_a_limit_is_renewed_while_it_is_called_but_not_at_every_call(
+    tmp_path: Path, told: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0]
+    monkeypatch.setattr(clock.time, "monotonic_ns", lambda: now[0])
+    alive = told.renewed_limit(1000.0, "scoring")
+    until = []
+    for second in (0, 50, 101, 150, 205):
+        now[0] = second * 10**9
+        alive()
+        until.append(journal.read(tmp_path).deadline_ns)
+    assert until == [s * 10**9 for s in (1000, 1000, 1101, 1101, 1205)]
+
+
 def test_two_processes_never_share_a_line(tmp_path: Path) -> None:
     for number in range(2):
         with Journal(tmp_path) as told:

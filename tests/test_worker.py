@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from efficientllm import worker
-from efficientllm.journal import JOURNAL, Story
+from efficientllm.journal import JOURNAL, Journal, Story
 from efficientllm.measure import PointTimeout
 from efficientllm.record import Unsupported
 from efficientllm.spec.case import Case
@@ -166,6 +166,20 @@ def test_a_curve_is_scored_between_the_steps_and_changes_none_of_them(
     (window,) = story.points[0].windows
     assert 3 <= window.units <= 6
     assert window.counts["tokens"] == window.units * 32
+
+
+def test_scoring_long_text_along_the_way_is_no_standstill(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch of windows says that it lives, in the curve as at the end."""
+    lives: list[str] = []
+    monkeypatch.setattr(
+        Journal, "renewed_limit", lambda _, seconds, what: lambda: lives.append(what)
+    )
+    ran(tmp_path, cache, {"steps": 4}, quality={"curve": 2})
+    end, along = "scoring held-out text", "scoring held-out text along the way"
+    assert list(dict.fromkeys(lives)) == [along, end]
+    assert lives.count(along) == 2 * lives.count(end)
 
 
 def test_a_curve_that_cannot_be_scored_says_why(tmp_path: Path, cache: Path) -> None:

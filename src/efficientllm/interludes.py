@@ -24,6 +24,9 @@ from efficientllm.spec.workload import Training
 from efficientllm.workloads.snapshot import Unreadable, load, save
 from efficientllm.workloads.train import Train
 
+SCORING_LIMIT_S = 3600.0
+"""As long as a step of declared work may take; long text renews it."""
+
 LEAST_LEFT = 24
 """Steps that must be left after a checkpoint: what goes on from there is to be measured too."""
 
@@ -91,8 +94,9 @@ class Interludes:
                 self._save()
 
     def _score(self) -> None:
+        alive = self._log.renewed_limit(SCORING_LIMIT_S, "scoring held-out text along the way")
         try:
-            scores, reason = evaluate(self._assembly, self._task)
+            scores, reason = evaluate(self._assembly, self._task, alive)
         except Exception as error:  # the training goes on, with a point less
             if is_lost(error):
                 raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -88,6 +88,19 @@ class Journal:
     def limit(self, seconds: float, what: str) -> None:
         """Tell the parent how long the next stretch may take before it is a timeout."""
         self.write("limit", until_ns=clock.now_ns() + round(seconds * 1e9), what=what)
+
+    def renewed_limit(self, seconds: float, what: str) -> Callable[[], None]:
+        """A limit that is told now, and again while it is called, a tenth of it apart at least."""
+        told = clock.now_ns()
+
+        def alive() -> None:
+            nonlocal told
+            if clock.seconds_since(told) > seconds / 10:
+                told = clock.now_ns()
+                self.limit(seconds, what)
+
+        self.limit(seconds, what)
+        return alive
 
     @contextmanager
     def phase(self, name: str, point: int | None = None) -> Iterator[None]:

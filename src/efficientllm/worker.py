@@ -204,7 +204,8 @@ def _after(setting: Setting, assembly: Assembly) -> Outcome:
     """Quality, then the product. Failing here takes nothing from what was measured."""
     log = setting.log
     with log.phase("quality"):
-        scores, reason = _scored(assembly, setting.task, _renewed(log))
+        alive = log.renewed_limit(QUALITY_LIMIT_S, "scoring held-out text")
+        scores, reason = _scored(assembly, setting.task, alive)
     if scores is not None:
         log.write_durable("scores", scores=scores.model_dump())
     else:
@@ -217,20 +218,6 @@ def _after(setting: Setting, assembly: Assembly) -> Outcome:
             assembly.save_vocabulary(folder)
             log.write("product", sha256=sha256, disk_bytes=disk_bytes(folder))
     return Outcome()
-
-
-def _renewed(log: Journal) -> Callable[[], None]:
-    """A limit that is told now, and again while it is called: long text takes long to score."""
-    told = 0
-
-    def alive() -> None:
-        nonlocal told
-        if not told or clock.seconds_since(told) > QUALITY_LIMIT_S / 10:
-            told = clock.now_ns()
-            log.limit(QUALITY_LIMIT_S, "scoring held-out text")
-
-    alive()
-    return alive
 
 
 def _scored(assembly: Assembly, task: Task, alive: Callable[[], None]) -> tuple[Scores | None, str]:

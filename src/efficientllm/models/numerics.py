@@ -35,8 +35,10 @@ def _repeatable(subject: Subject) -> Finding:
     share = off(subject.whole(x), whole)
     trouble = f"the same input gives another output, by {share:.1%}" if share > 1e-6 else ""
     subject.module.eval()
-    share = off(subject.whole(x), whole)
-    subject.module.train(training)
+    try:
+        share = off(subject.whole(x), whole)
+    finally:
+        subject.module.train(training)
     if not trouble and share > 1e-6:
         trouble = f"eval() gives another output than train(), by {share:.1%}"
     return judged("repeatable", trouble, "the same input gives the same output", "use no dropout")
