@@ -535,6 +535,20 @@ def test_training_is_paid_in_joules_and_those_without_are_left_out_by_name() -> 
     assert chart.notes == partly.notes
 
 
+def test_a_seed_without_joules_takes_what_a_token_took_its_sisters() -> None:
+    table = trainings(learned()).rows
+    blind = {"readings": (), "notes": {"nvml": "none"}}
+    seeds = [made.trained("gqa", s, **(blind if s == 1 else {})) for s in range(3)]
+    (mixed,) = rows(seeds)
+    cost = spent(table | {"gqa": mixed})
+    assert list(cost.rows) == list(table)
+    assert cost.notes[1:] == ("gqa: seed 1 with the joules a token took the others (none).",)
+    first, second, third = (cost.per_token(view) for view in mixed.views)
+    assert first > 0
+    assert second == pytest.approx((first + third) / 2)
+    assert "row: gqa" in learning_chart(table | {"gqa": mixed}, list(table)).svg
+
+
 def test_training_is_paid_in_seconds_where_fewer_than_two_have_joules() -> None:
     table = trainings(learned()).rows
     (blind,) = rows([made.trained("gqa", readings=(), notes={"nvml": "no driver"})])

@@ -8,6 +8,7 @@ seeds are drawn, and a ring stands only where seeds decide.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,15 +48,18 @@ def spent(rows: dict[str, Row]) -> Spent:
     """Joules of the variants that have them, where two do and they cover one thing; else seconds.
 
     A curve in joules beside one in seconds would say nothing, and one row without energy is no
-    reason to hide that of all others. So it is left out, by name.
+    reason to hide that of all others. So it is left out, by name. A seed without joules of its
+    own, as after too short a window, takes what a token took its sisters.
     """
     missing = {name: why for name, row in rows.items() if (why := _no_joules(row))}
     known = {name: row for name, row in rows.items() if name not in missing}
     scopes = {scope for row in known.values() for v in row.views if (scope := energy_scope(v))}
     if len(known) >= min(2, len(rows)) and len(scopes) == 1:
         note = f"Joules of the {scopes.pop()}: tokens times those of a token in the steady window."
+        lent = (told for name, row in known.items() if (told := _lent(name, row)))
         left_out = (f"{name} is left out: {why}." for name, why in missing.items())
-        return Spent("joules", (note, *left_out), lambda view: _value(view, "j_per_token"), known)
+        rates = {id(v): rate for row in known.values() for v, rate in _joules_per_token(row)}
+        return Spent("joules", (note, *lent, *left_out), lambda view: rates[id(view)], known)
     why = next((f"{name}: {reason}" for name, reason in missing.items()), "")
     why = f"they cover {' and '.join(sorted(scopes))}" if len(scopes) > 1 else why
     note = f"Seconds, not joules: {why}. Tokens times seconds of a token in the steady window."
@@ -63,13 +67,41 @@ def spent(rows: dict[str, Row]) -> Spent:
 
 
 def _no_joules(row: Row) -> str:
-    """Why the joules of a row's trials are not all known and valid; empty where they are."""
+    """Why no trial of a row has valid joules; empty where one has."""
     if row.cell("j_per_token").invalid:
         codes = (flag.code for flag in row.flags if flag.level == "invalid")
         return f"its energy is invalid ({' '.join(codes)})"
+    unknown = _without_joules(row)
+    if len(unknown) < len(row.views):
+        return ""
+    return next(f"no joules of seed {seed}: {reason}" for seed, reason in unknown.items())
+
+
+def _without_joules(row: Row) -> dict[int, str]:
+    """Seeds whose trials have no joules, and why."""
     values = ((view.record.trial.seed, BY_KEY["j_per_token"](view)) for view in row.views)
-    found = ((seed, value.reason) for seed, value in values if isinstance(value, Unmeasured))
-    return next((f"no joules of seed {seed}: {reason}" for seed, reason in found), "")
+    return {seed: value.reason for seed, value in values if isinstance(value, Unmeasured)}
+
+
+def _lent(name: str, row: Row) -> str:
+    """Which seeds of a row stand with their sisters' joules."""
+    unknown = _without_joules(row)
+    if not unknown:
+        return ""
+    seeds = f"seed{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}"
+    return (
+        f"{name}: {seeds} with the joules a token took the others ({next(iter(unknown.values()))})."
+    )
+
+
+def _joules_per_token(row: Row) -> list[tuple[View, float]]:
+    """Joules of a token by trial; of the others' mean where it has none."""
+    values = [_value(view, "j_per_token") for view in row.views]
+    mean = statistics.fmean(value for value in values if math.isfinite(value))
+    return [
+        (view, value if math.isfinite(value) else mean)
+        for view, value in zip(row.views, values, strict=True)
+    ]
 
 
 def _value(view: View, key: str) -> float:
