@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from efficientllm import worker
 from efficientllm.journal import JOURNAL, Journal, Story
 from efficientllm.measure import PointTimeout
+from efficientllm.models import attend
 from efficientllm.record import Unsupported
 from efficientllm.spec.case import Case
 from efficientllm.worker import _whole, outcome_of
@@ -180,6 +182,22 @@ def test_scoring_long_text_along_the_way_is_no_standstill(
     end, along = "scoring held-out text", "scoring held-out text along the way"
     assert list(dict.fromkeys(lives)) == [along, end]
     assert lives.count(along) == 2 * lives.count(end)
+
+
+def test_scoring_says_that_nothing_is_differentiated_and_training_does_not(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which attention chooses its kernel for windows."""
+    seen: set[tuple[bool, bool]] = set()
+    real = F.scaled_dot_product_attention
+
+    def told(*arguments: Any, **options: Any) -> Tensor:
+        seen.add((torch.is_grad_enabled(), attend._scored_only))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", told)
+    ran(tmp_path, cache, {"steps": 4}, quality={"curve": 2})
+    assert seen == {(True, False), (False, True)}
 
 
 def test_a_curve_that_cannot_be_scored_says_why(tmp_path: Path, cache: Path) -> None:

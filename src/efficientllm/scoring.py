@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from efficientllm.device import Device, every_attention
 from efficientllm.journal import Task
+from efficientllm.models.attend import scored_only
 from efficientllm.prepare import Assembly
 from efficientllm.record import Scores
 from efficientllm.spec.case import Quality
@@ -57,7 +58,7 @@ def _score(
 ) -> Scores:
     assert assembly.heldout is not None
     assert assembly.vocabulary is not None
-    with compiling.eagerly(), every_attention(), _compute(spec, assembly.device):
+    with compiling.eagerly(), every_attention(), scored_only(), _compute(spec, assembly.device):
         return score(
             assembly.face,
             assembly.heldout,

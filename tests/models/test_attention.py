@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from efficientllm.models.attend import attend
+from efficientllm.models import attend as attend_module
+from efficientllm.models.attend import attend, attend_masked, attend_window, scored_only
 from efficientllm.models.attend_cached import attend_cache
 from efficientllm.models.encoding import Rotary
 from efficientllm.models.position import Documents, Positions, rotate
@@ -45,6 +46,35 @@ def test_each_query_sees_itself_and_what_came_before(kv_heads: int) -> None:
         for t in range(5):
             expected = by_hand(q[0, head, t], k[0, shared], v[0, shared], 0, t)
             assert out[0, head, t].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("length", "window"), [(5, 1), (37, 8), (130, 128)])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_a_window_by_a_mask_is_the_window(kv_heads: int, length: int, window: int) -> None:
+    q, k, v = (random(2, n, length, 8, seed=n) for n in (4, kv_heads, kv_heads))
+    found = attend_window(q, k, v, window)
+    whole = attend(q, k, v, window=window)  # its scores are float32
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_windows_are_masked_only_while_nothing_is_but_scored() -> None:
+    def fail() -> None:
+        with scored_only():
+            raise KeyError(attend_module._scored_only)
+
+    with pytest.raises(KeyError, match="True"):
+        fail()
+    assert not attend_module._scored_only
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="chooses between kernels of a GPU")
+@pytest.mark.parametrize("length", [300, 1024])
+def test_scoring_a_window_on_a_gpu_is_the_reference(length: int) -> None:
+    q, k, v = (random(2, n, length, 32, seed=n).cuda().bfloat16() for n in (16, 1, 1))
+    whole = attend_masked(*(x.float() for x in (q, k, v)), Positions(), 256)
+    with torch.inference_mode(), scored_only():
+        found = attend(q, k, v, window=256)
+    assert (found.float() - whole).norm() < 0.01 * whole.norm()
 
 
 def test_no_query_sees_another_document() -> None:
