@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from efficientllm import record as r
 from efficientllm.analysis.study import studies, trained, trainings, variant
 from efficientllm.analysis.sweep import learning_rate
 from efficientllm.analysis.table import rows
@@ -125,6 +128,65 @@ def test_of_several_rows_at_a_point_one_that_decides_goes_before_a_newer_one() -
     chosen = study.at("mha", "pretrain", "b64 c1024")
     assert chosen is not None
     assert chosen.record.started_at == later["started_at"]
+
+
+def again(records: list[Record], **changes: Any) -> list[Record]:
+    """The same trials a year later, by another version."""
+    later = {"started_at": "2027-01-01T00:00:00+00:00", "env_id": "0" * 64}
+    return [record.model_copy(update=later | changes) for record in records]
+
+
+def test_of_one_case_its_newest_row_stands_however_few_its_trials() -> None:
+    """More trials of an older version are no better."""
+    seeds = [made.trained("mha", seed) for seed in range(3)]
+    newer = again(seeds[:1])
+    for order in ([*seeds, *newer], [*newer, *seeds]):
+        (study,) = studies([*rows(order), *rows([made.trained("mla")])])
+        chosen = study.at("mha", "pretrain", "b64 c1024")
+        assert chosen is not None
+        assert chosen.record.env_id == newer[0].env_id
+
+
+def test_a_newer_row_that_failed_takes_no_older_ones_place() -> None:
+    seeds = [made.trained("mha", seed) for seed in range(3)]
+    failed = again(seeds[:1], outcome=r.Outcome(status="crash", reason="so"), scores=None)
+    (study,) = studies(rows([*seeds, *failed, made.trained("mla")]))
+    chosen = study.at("mha", "pretrain", "b64 c1024")
+    assert chosen is not None
+    assert (chosen.status, len(chosen.views)) == ("ok", 3)
+
+
+SMOKE = {"protocol": {"profile": "smoke", "trials": 3}}
+
+
+def test_a_newer_smoke_run_takes_no_ranked_rows_place() -> None:
+    """Of the same case after an upgrade, or of another one that costs the same."""
+    seeds = [made.trained("mha", seed, bits=1.5) for seed in range(2)]
+    same = again(seeds, **SMOKE)
+    other = again([made.trained("mha", seed, lr=1e-3) for seed in range(2)], **SMOKE)
+    for newer in (same, other):
+        (study,) = studies(rows([*seeds, *newer, made.trained("mla")]))
+        chosen = study.at("mha", "pretrain", "b64 c1024")
+        assert chosen is not None
+        assert chosen.ranked
+
+
+def test_a_smoke_run_that_ended_well_goes_before_a_newer_row_that_failed() -> None:
+    lost = r.Outcome(status="crash", reason="so")
+    failed = again([made.trained("mha", lr=1e-3)], outcome=lost, scores=None)
+    (study,) = studies(rows([made.trained("mha", **SMOKE), *failed, made.trained("mla")]))
+    chosen = study.at("mha", "pretrain", "b64 c1024")
+    assert chosen is not None
+    assert chosen.status == "ok"
+
+
+def test_more_trials_than_decide_are_no_reason_to_keep_an_older_row() -> None:
+    five = [made.trained("mha", seed, bits=1.5) for seed in range(5)]
+    three = again([made.trained("mha", seed, lr=1e-3) for seed in range(3)])
+    (study,) = studies(rows([*five, *three, made.trained("mla")]))
+    chosen = study.at("mha", "pretrain", "b64 c1024")
+    assert chosen is not None
+    assert len(chosen.views) == 3
 
 
 def test_two_of_a_kind_at_one_point_are_told_apart_by_their_settings() -> None:

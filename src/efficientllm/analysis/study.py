@@ -64,9 +64,9 @@ class Study(NamedTuple):
         found = [r for r in self.variants[variant] if (r.case.stage, r.point) == (stage, point)]
         newest = {
             row.record.trial.case_id: row
-            for row in sorted(found, key=lambda row: row.record.started_at)
+            for row in sorted(found, key=lambda row: (row.ranked, row.record.started_at))
             if row.status == "ok"
-        }  # more trials of older code or versions are no better
+        }  # more trials of older code or versions are no better, but a smoke run replaces nothing
         found = [r for r in found if newest.get(r.record.trial.case_id, r) is r]
         return max(
             found,
