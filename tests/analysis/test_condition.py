@@ -6,7 +6,11 @@ import pytest
 
 from efficientllm.analysis.compare import Comparison, compare
 from efficientllm.analysis.condition import check_condition
+from efficientllm.analysis.table import Row
+from efficientllm.metrics import View
+from efficientllm.spec.case import Case
 from efficientllm.spec.document import SpecError
+from tests import samples
 from tests.analysis.test_compare import BF16, INT8, row
 
 
@@ -62,3 +66,22 @@ def test_an_invalid_side_decides_nothing() -> None:
     found = decoding(0.01, 0.02)
     invalid = tuple(x._replace(verdict="ambiguous", why="one side is invalid") for x in found.lines)
     assert check_condition(found._replace(lines=invalid), "slower>5%").status == "undecided"
+
+
+def on_a_cpu(case: Case, peak_bytes: int) -> Row:
+    """Three trials of which only the memory of the host is known."""
+    records = [samples.record(case, round_=i, machine=samples.CPU_MACHINE) for i in range(3)]
+    memory = {"host_peak_rss": peak_bytes}
+    points = [record.points[0].model_copy(update={"memory": memory}) for record in records]
+    return Row(
+        tuple(
+            View(record.model_copy(update={"points": (point,)}), point)
+            for record, point in zip(records, points, strict=True)
+        )
+    )
+
+
+def test_where_no_device_has_memory_that_of_the_host_is_judged() -> None:
+    found = compare(on_a_cpu(BF16, 2 << 30), on_a_cpu(INT8, 3 << 30))
+    assert check_condition(found, "larger>40%").status == "broken"
+    assert check_condition(found, "larger>60%").status == "held"

@@ -9,6 +9,7 @@ import pytest
 from efficientllm import record as r
 from efficientllm.analysis.sweep import learning_rate, sweeps, tuned
 from efficientllm.analysis.table import Row, rows
+from tests import samples
 from tests.report import architecture_samples as made
 
 
@@ -92,6 +93,32 @@ def test_a_rate_with_fewer_seeds_is_told_and_not_chosen() -> None:
     (found,) = sweeps(rows([*trials, *better, made.trained("mha", 2, lr=1e-3, bits=1.4)]))
     assert (learning_rate(found.best), found.compared) == (1e-3, 2)
     assert [flag.code for flag in found.flags] == ["EDGE_OF_SWEEP"]
+
+
+def invalid(lr: float, bits: float) -> r.Record:
+    """A training of which nothing counts: it was compiled again inside the window."""
+    window = samples.training_window(64, 1024).model_copy(update={"recompiles": 1})
+    return made.trained("mha", lr=lr, bits=bits, windows=[window])
+
+
+def test_of_several_unfinished_rates_the_best_is_told_unless_it_is_invalid() -> None:
+    trials = [made.trained("mha", seed, lr=2e-3, bits=1.5) for seed in range(3)]
+    few = {1e-3: 1.45, 4e-3: 1.4, 8e-3: 1.6}
+    trials += [made.trained("mha", lr=lr, bits=bits) for lr, bits in few.items()]
+    (found,) = sweeps(rows([*trials, invalid(5e-4, 1.3)]))
+    (flag,) = found.flags
+    assert flag.code == "SWEEP_UNFINISHED"
+    assert flag.text == (
+        "a learning rate of 0.004 is better on what seeds it has (1), and is not chosen before"
+        " it has 3"
+    )
+
+
+def test_an_invalid_quality_is_never_the_best() -> None:
+    kept = [made.trained("mha", lr=lr, bits=bits) for lr, bits in ((1e-3, 1.6), (2e-3, 1.5))]
+    (found,) = sweeps(rows([*kept, invalid(4e-3, 1.4)]))
+    assert (learning_rate(found.best), found.compared) == (2e-3, 2)
+    assert found.tried == (1e-3, 2e-3, 4e-3)
 
 
 def test_a_rate_with_enough_seeds_is_never_called_unfinished() -> None:
