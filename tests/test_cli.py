@@ -87,6 +87,16 @@ def test_every_format_is_written_to_a_file(form: str, store: Path, tmp_path: Pat
     assert target.stat().st_size > 100
 
 
+def test_an_export_holds_one_suite_where_it_is_named(store: Path) -> None:
+    whole, sample, other = (
+        called("export", store, *words).output
+        for words in ((), ("--suite", "sample"), ("--suite", "quickstart"))
+    )
+    assert whole == sample
+    assert "generate-int4" in whole
+    assert "generate" not in other
+
+
 def test_what_cannot_be_written_is_one_line_and_status_three(store: Path, tmp_path: Path) -> None:
     for words in (
         ("export", store, "-o", tmp_path / "no" / "x.csv"),
@@ -109,6 +119,33 @@ def test_a_report_is_written_where_it_was_asked_for(store: Path, tmp_path: Path)
     empty = called("report", tmp_path / "nothing", "-o", tmp_path / "x.html")
     assert empty.exit_code == 2
     assert "run something first" in empty.stderr
+
+
+@pytest.mark.parametrize("words", [("report", "--alone"), ("export",)], ids=lambda words: words[0])
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
+    words: tuple[str, ...], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, written = tmp_path / "old", Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        written(path, content[:9])
+        raise OSError(28, "No space left on device")
+
+    target.write_text("as it was")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = called(*words, store, "-o", target)
+    assert result.exit_code == 3
+    assert f"{target}: No space left on device" in result.stderr
+    assert target.read_text() == "as it was"
+
+
+def test_a_report_goes_into_its_store_or_into_a_folder_that_is_made_for_it(
+    store: Path, tmp_path: Path
+) -> None:
+    assert called("report", store, "--alone").exit_code == 0
+    assert called("report", store, "--alone", "-o", tmp_path / "a" / "b.html").exit_code == 0
+    pages = [path.read_text() for path in (store / "report.html", tmp_path / "a" / "b.html")]
+    assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize("what", ["suites", "models", "techniques", "machines", "metrics"])

@@ -5,23 +5,27 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from efficientllm import forecast
+from efficientllm import record as r
 from efficientllm.cli import app
 from efficientllm.machine import Gpu
 from efficientllm.matching import told
 from efficientllm.pin import pin_suite
+from efficientllm.plan import Shelf
 from efficientllm.spec.suite import Suite, load_suite, one_line_suite
+from tests import samples
 
 CARD = Gpu(0, "GPU-1", "NVIDIA H200", 140 << 30, 139 << 30, 600.0, 0.0, 0, "580", False, (9, 0))
 
 
-def planned(folder: Path, gpu: Gpu | None, *words: str) -> str:
-    suite = pin_suite(one_line_suite("pretrain", words))
+def planned(folder: Path, gpu: Gpu | None, *words: str, stage: str = "pretrain") -> str:
+    suite = pin_suite(one_line_suite(stage, words))
     console = Console(width=200, record=True, file=io.StringIO())
     forecast.plan_command(console, suite, folder / "store", gpu)
     return console.export_text()
@@ -35,6 +39,15 @@ def test_more_tokens_than_learned_positions_do_not_fit(
     text = planned(tmp_path, CARD, "model=backbone-tiny", *words)
     assert bool(re.search(r"c\d+ +[0-9.]+ +fits", text)) is fits
     assert ("no; it has 1024 learned positions, and 2048 are asked for" in text) is not fits
+
+
+@pytest.mark.parametrize(("new", "fits"), [(24, True), (25, False)])
+def test_what_is_generated_needs_positions_too(new: int, fits: bool, tmp_path: Path) -> None:
+    words = ("model.position={kind: learned, max_positions: 1024}", f"new_tokens={new}")
+    point = ("points.batch=1", "points.context=1000")
+    text = planned(tmp_path, CARD, "model=backbone-tiny", *words, *point, stage="generate")
+    assert bool(re.search(r"c1000 +[0-9.]+ +fits", text)) is fits
+    assert ("1024 learned positions, and 1025 are asked for" in text) is not fits
 
 
 def test_a_record_that_planning_moves_away_is_named(tmp_path: Path) -> None:
@@ -78,6 +91,21 @@ def test_work_without_a_budget_has_no_tokens_per_parameter(tmp_path: Path) -> No
     text = planned(tmp_path, CARD, "model=backbone-tiny")
     row = next(line for line in text.splitlines() if line.startswith("backbone-tiny"))
     assert re.fullmatch(r"\S+\s+b8 c4096\s+[0-9.]+\s+fits\s+\d+ s\s+0 of 1\s*", row)
+
+
+def test_time_is_that_of_trials_that_ended_well_for_each_that_is_missing() -> None:
+    suite = pin_suite(one_line_suite("pretrain", ("model=backbone-tiny", "protocol=standard")))
+    lost = r.Outcome(status="crash", reason="so")
+    ended = [samples.record(seconds=s) for s in (50.0, 70.0)]
+    ended.append(samples.record(seconds=1.0, outcome=lost))
+
+    class Filled:
+        here = staticmethod(lambda case: ended)
+        finished = staticmethod(lambda case, protocol: {0: ended[0]})
+
+    shelf = cast(Shelf, Filled())
+    assert suite.protocol.looks()[0] == 3
+    assert forecast.total_seconds(suite, shelf, CARD) == 60.0 * 2
 
 
 def test_names_lose_the_stage_that_all_share_and_keep_it_where_they_differ(tmp_path: Path) -> None:
