@@ -61,6 +61,11 @@ def test_one_rate_is_no_sweep_and_variants_are_swept_apart() -> None:
     assert [learning_rate(sweep.best) for sweep in sweeps(both)] == [2e-3, 1e-3]
 
 
+def test_rates_tried_on_two_machines_are_no_sweep() -> None:
+    elsewhere = samples.MACHINE.model_copy(update={"name": "another"})
+    assert sweeps([*swept({1e-3: 1.6}), *swept({2e-3: 1.5}, machine=elsewhere)]) == []
+
+
 def test_tuned_keeps_the_best_of_each_sweep_and_what_was_not_swept() -> None:
     table = [*swept({1e-3: 1.6, 2e-3: 1.5}), *swept({1e-3: 1.4}, "mla")]
     assert [(row.name, learning_rate(row)) for row in tuned(table)] == [
