@@ -10,7 +10,9 @@ import pytest
 from efficientllm.report import html
 from efficientllm.report.html import page
 from efficientllm.results import Results
+from tests import samples
 from tests.report import architecture_samples as made
+from tests.report.test_html import pair
 
 
 class Seen(NamedTuple):
@@ -67,6 +69,32 @@ def test_no_link_leads_to_a_row_that_there_was_no_room_for(
     assert set(numbers) <= set(re.findall(r'<a href="#r-[^"]*" title="[^"]*">([^<]*)</a>', whole))
     assert "scroll matrix" in least
     assert len(numbers) > 1
+
+
+def test_published_rows_are_left_out_before_the_readers_however_new_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(html, "MAX_ROWS", 4)
+    mine = [*made.learning_suite(1, ("mha", "gqa")), *made.attention_suite(1, ("mha",))[:2]]
+    machine = samples.MACHINE.model_copy(update={"name": "another"})
+    newer = {"started_at": "2030-01-01T00:00:00+00:00", "machine": machine}
+    published = [made.pretrain(name, 4096, **newer) for name in ("mla", "nsa")]
+    text = page(Results(tuple(mine)), beside=Results(tuple(published)))
+    assert "2 published rows are not shown here." in text
+    assert "not shown, those first" not in text
+
+
+def test_rows_of_the_suite_that_is_named_are_kept_before_newer_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(html, "MAX_ROWS", 2)
+    records = []
+    for day, suite in (("1", "quantization"), ("2", "quickstart")):
+        changes = {"started_at": f"2026-01-0{day}T00:00:00+00:00", "env_id": day * 64}
+        records += [made.in_suite(x, suite, 0).model_copy(update=changes) for x in pair()]
+    kept = seen(page(Results(tuple(records)), suite="quantization")).details
+    assert len(kept) == 2
+    assert all("-111111-" in name for name in kept)
 
 
 def test_variants_of_a_suite_that_nobody_ran_are_named() -> None:
