@@ -89,7 +89,7 @@ def test_nothing_is_decided_by_an_attention_that_failed_a_check() -> None:
                 assert {x.verdict for x in found.lines} == {"ambiguous"}
                 assert "sees later tokens" in line(found, "tpot_s").why
                 assert line(found, "tpot_s").least_change is None, "nothing that a build fails for"
-                assert check_condition(found, "slower>5%").status == "undecided"
+                assert check_condition(found, "slower>500%").status == "undecided"
 
 
 def test_pairs_cancel_what_a_round_does_to_both() -> None:

@@ -140,8 +140,8 @@ def test_of_one_case_its_newest_row_stands_however_few_its_trials() -> None:
     """More trials of an older version are no better."""
     seeds = [made.trained("mha", seed) for seed in range(3)]
     newer = again(seeds[:1])
-    for order in ([*seeds, *newer], [*newer, *seeds]):
-        (study,) = studies([*rows(order), *rows([made.trained("mla")])])
+    for first, second in ((seeds, newer), (newer, seeds)):
+        (study,) = studies([*rows(first), *rows(second), *rows([made.trained("mla")])])
         chosen = study.at("mha", "pretrain", "b64 c1024")
         assert chosen is not None
         assert chosen.record.env_id == newer[0].env_id
@@ -173,11 +173,12 @@ def test_a_newer_smoke_run_takes_no_ranked_rows_place() -> None:
 
 def test_a_smoke_run_that_ended_well_goes_before_a_newer_row_that_failed() -> None:
     lost = r.Outcome(status="crash", reason="so")
-    failed = again([made.trained("mha", lr=1e-3)], outcome=lost, scores=None)
-    (study,) = studies(rows([made.trained("mha", **SMOKE), *failed, made.trained("mla")]))
-    chosen = study.at("mha", "pretrain", "b64 c1024")
-    assert chosen is not None
-    assert chosen.status == "ok"
+    for lr in (1e-3, 2e-3):
+        failed = again([made.trained("mha", lr=lr)], outcome=lost, scores=None)
+        (study,) = studies(rows([made.trained("mha", **SMOKE), *failed, made.trained("mla")]))
+        chosen = study.at("mha", "pretrain", "b64 c1024")
+        assert chosen is not None
+        assert chosen.status == "ok"
 
 
 def test_more_trials_than_decide_are_no_reason_to_keep_an_older_row() -> None:
