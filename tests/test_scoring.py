@@ -70,3 +70,33 @@ def test_scoring_leaves_a_model_in_the_mode_it_was_in(
     except ValueError:
         assert fails
     assert model.training is training
+
+
+def test_held_out_text_is_read_once_from_where_the_quality_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(scoring, "read_corpus", lambda *what: read.append(what) or "text")
+    monkeypatch.setattr(scoring, "score", lambda *_, **__: None)
+    own, trained_on = trained(512, data="other.txt"), trained(512)
+    assert own.quality is not None
+    for case, data in ((own, own.quality.data), (trained_on, trained_on.workload.data)):
+        assembly = assembled(case)
+        assembly.heldout = None
+        read.clear()
+        for _ in range(2):
+            scoring.evaluate(assembly, TASK)
+        assert read == [(data, "heldout")]
+
+
+@pytest.mark.parametrize("compute", ["bf16", "float32"])
+def test_a_training_is_scored_in_the_precision_that_it_computed_in(
+    compute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        scoring, "score", lambda *_, **__: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    workload = {"kind": "pretrain", "steps": 9, "precision": {"compute": compute}}
+    scoring.evaluate(assembled(samples.pretrain(workload=workload)), TASK)
+    assert seen == [compute == "bf16"]

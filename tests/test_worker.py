@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efficientllm import worker
-from efficientllm.journal import JOURNAL, Journal, Story
-from efficientllm.measure import PointTimeout
+from efficientllm.journal import JOURNAL, Journal, Story, read
+from efficientllm.measure import PointTimeout, Progress
 from efficientllm.models import attend
 from efficientllm.record import Unsupported
 from efficientllm.spec.case import Case
@@ -200,6 +201,29 @@ def test_scoring_says_that_nothing_is_differentiated_and_training_does_not(
     assert seen == {(True, False), (False, True)}
 
 
+def test_declared_work_is_measured_under_the_limit_of_a_standstill(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: dict[str, float] = {}
+    monkeypatch.setattr(Journal, "limit", lambda _, s, what: limits.update({what: s}))
+    ran(tmp_path, cache, {"steps": 4})
+    assert list(limits)[:2] == [
+        "opening the device and loading the model",
+        "measuring b2 c16",
+    ]
+    assert limits["measuring b2 c16"] == worker.STALL_LIMIT_S
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_each_sign_of_progress_gives_declared_work_new_time_and_no_other(
+    declared: bool, tmp_path: Path
+) -> None:
+    with Journal(tmp_path) as log:
+        setting = cast(worker.Setting, SimpleNamespace(log=log))
+        worker._tell(setting, declared=declared)(Progress("step", 3, 9))
+    assert (read(tmp_path).deadline_ns is not None) is declared
+
+
 def test_a_curve_that_cannot_be_scored_says_why(tmp_path: Path, cache: Path) -> None:
     model = {"kind": "backbone", "preset": "tiny"}
     workload = {"kind": "finetune", "sequence_length": 16, "batch": 2, "steps": 4}
@@ -209,6 +233,18 @@ def test_a_curve_that_cannot_be_scored_says_why(tmp_path: Path, cache: Path) -> 
     story = story_of(case, tmp_path, cache)
     assert story.curve == ()
     assert story.notes["curve"] == story.notes["quality"] == "random weights: cost only"
+
+
+def test_a_device_that_is_lost_while_a_curve_is_scored_ends_the_trial(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: GPU is lost")
+
+    monkeypatch.setattr("efficientllm.interludes.evaluate", lost)
+    story = ran(tmp_path, cache, {"steps": 4}, quality={"curve": 2})
+    assert story.outcome is not None
+    assert story.outcome.status == "device_lost"
 
 
 def test_a_loss_that_overflows_is_nan_and_no_crash(
