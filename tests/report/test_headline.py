@@ -122,3 +122,17 @@ def test_an_attention_that_failed_a_check_is_in_no_sentence(
     head = study_headline(shown.study.rows(), "", shown, trainings(shown.study))
     assert "nsa" not in head.sentence
     assert "sliding trains 1." in head.sentence
+
+
+def test_an_invalid_value_is_shown_without_a_ratio() -> None:
+    record = made.pretrain("nsa", 4096)
+    (point,) = record.points
+    compiled = tuple(w.model_copy(update={"recompiles": 1}) for w in point.windows)
+    point = point.model_copy(update={"windows": compiled})
+    spoiled = record.model_copy(update={"points": (point,)})
+    study = studies(rows([made.pretrain("mha", 4096), spoiled]))[0]
+    shown = matrix(study, trainings(study))
+    (ask,) = [ask for ask in shown.asks if ask.key == "train_tokens_per_s"]
+    cell = dict(shown.column(ask))["nsa"]
+    assert (cell.ratio, cell.state, cell.line) == ("invalid", "undecided", None)
+    assert cell.text
