@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efficientllm import worker
+from efficientllm.interludes import STALL_LIMIT_S
 from efficientllm.journal import JOURNAL, Journal, Story, read
 from efficientllm.measure import PointTimeout, Progress
 from efficientllm.models import attend
@@ -211,7 +212,7 @@ def test_declared_work_is_measured_under_the_limit_of_a_standstill(
         "opening the device and loading the model",
         "measuring b2 c16",
     ]
-    assert limits["measuring b2 c16"] == worker.STALL_LIMIT_S
+    assert limits["measuring b2 c16"] == STALL_LIMIT_S
 
 
 @pytest.mark.parametrize("declared", [True, False])

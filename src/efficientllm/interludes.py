@@ -24,8 +24,8 @@ from efficientllm.spec.workload import Training
 from efficientllm.workloads.snapshot import Unreadable, load, save
 from efficientllm.workloads.train import Train
 
-SCORING_LIMIT_S = 3600.0
-"""As long as a step of declared work may take; long text renews it."""
+STALL_LIMIT_S = 3600.0
+"""How long declared work may show no progress, in its steps and between them."""
 
 LEAST_LEFT = 24
 """Steps that must be left after a checkpoint: what goes on from there is to be measured too."""
@@ -94,7 +94,7 @@ class Interludes:
                 self._save()
 
     def _score(self) -> None:
-        alive = self._log.renewed_limit(SCORING_LIMIT_S, "scoring held-out text along the way")
+        alive = self._log.renewed_limit(STALL_LIMIT_S, "scoring held-out text along the way")
         try:
             scores, reason = evaluate(self._assembly, self._task, alive)
         except Exception as error:  # the training goes on, with a point less

@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol
 from efficientllm import clock, measure
 from efficientllm.describe import build_facts
 from efficientllm.device import Device, is_lost, is_out_of_memory, open_device
-from efficientllm.interludes import Interludes
+from efficientllm.interludes import STALL_LIMIT_S, Interludes
 from efficientllm.journal import Journal, Task
 from efficientllm.lifeline import die_first, die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
@@ -46,8 +46,6 @@ IDLE_SECONDS = 2.0
 LOAD_LIMIT_S = 1800.0
 COMPILE_LIMIT_S = 900.0
 QUALITY_LIMIT_S = 900.0
-STALL_LIMIT_S = 3600.0
-"""Declared training that shows no sign of life for so long is stuck."""
 LEAK_BYTES = 64 << 20
 
 

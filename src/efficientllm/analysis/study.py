@@ -159,17 +159,6 @@ def rest(model: Backbone, axis: Axis) -> str:
     return digest(model.model_copy(update={axis: AXES[axis]}))
 
 
-def _study(axis: Axis, rows: list[Row]) -> Study:
-    several = _several(axis, rows)
-    variants: dict[str, list[Row]] = {}
-    for row in rows:
-        part: Spec = getattr(row.case.model, axis)
-        kind = _kind(part)
-        name = _settings(part) if kind in several else kind
-        variants.setdefault(name, []).append(row)
-    return Study(axis, _condition(rows[0].case, axis), {k: tuple(v) for k, v in variants.items()})
-
-
 def unrun(study: Study, cases: Iterable[Case]) -> tuple[str, ...]:
     """Kinds of the studied part that these cases have beside the study's own, and no row of it."""
     models = [row.case.model for row in study.rows()]
@@ -181,6 +170,17 @@ def unrun(study: Study, cases: Iterable[Case]) -> tuple[str, ...]:
         if isinstance(case.model, Backbone) and rest(case.model, study.axis) in like
     )
     return tuple(kind for kind in dict.fromkeys(planned) if kind not in ran)
+
+
+def _study(axis: Axis, rows: list[Row]) -> Study:
+    several = _several(axis, rows)
+    variants: dict[str, list[Row]] = {}
+    for row in rows:
+        part: Spec = getattr(row.case.model, axis)
+        kind = _kind(part)
+        name = _settings(part) if kind in several else kind
+        variants.setdefault(name, []).append(row)
+    return Study(axis, _condition(rows[0].case, axis), {k: tuple(v) for k, v in variants.items()})
 
 
 def _kind(part: Spec) -> str:

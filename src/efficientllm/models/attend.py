@@ -106,10 +106,7 @@ def attend_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
     cuDNN is left out: what it does with masks at odd lengths is not trusted here.
     """
-    length, groups = q.shape[2], q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    back = _back(length, q.device)
-    seen = (back >= 0) & (back < window)
+    k, v, _, seen = _written_out(q, k, v, window)
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
@@ -139,19 +136,20 @@ def attend_masked(
     q: Tensor, k: Tensor, v: Tensor, positions: Positions, window: int | None
 ) -> Tensor:
     """The plain reference of windows and biases: every score is written out, in float32."""
-    length, groups = q.shape[2], q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    back = _back(length, q.device)
-    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    k, v, back, seen = _written_out(q, k, v, window)
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     scores = with_distance(scores, back.clamp(min=0), positions)
     return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1).to(v.dtype) @ v
 
 
-def _back(length: int, device: torch.device) -> Tensor:
-    """How far back each key [T] lies from each query [T]."""
-    index = torch.arange(length, device=device)
-    return index[:, None] - index[None, :]
+def _written_out(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys and values for every query head; how far back keys lie, and which are seen, [T, T]."""
+    index, groups = torch.arange(q.shape[2], device=q.device), q.shape[1] // k.shape[1]
+    back = index[:, None] - index[None, :]
+    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    return k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1), back, seen
 
 
 def _attend_flex(

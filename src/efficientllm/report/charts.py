@@ -21,6 +21,7 @@ PALETTE = [
     *("#3b7dd8", "#e07b39", "#3f9c6d", "#b5519d", "#c9a227"),
     *("#5bb0c9", "#d1495b", "#7a6ff0", "#8a8f98", "#6b8e23"),
 ]
+FONT = "Arial, Helvetica, sans-serif"
 WIDE = 20.0
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
 
@@ -227,7 +228,7 @@ def _styled(chart: Any) -> Any:
     ink = "currentColor"
     return (
         chart.properties(background="transparent")
-        .configure(font="Arial, Helvetica, sans-serif", padding=12)
+        .configure(font=FONT, padding=12)
         .configure_axis(
             labelColor=ink,
             titleColor=ink,
@@ -252,7 +253,7 @@ def _styled(chart: Any) -> Any:
 
 
 _SIZE = re.compile(r' width="[\d.]+" height="[\d.]+"', re.ASCII)
-_FONT = ' font-family="Arial, Helvetica, sans-serif"'
+_FONT = f' font-family="{FONT}"'
 _TAG = re.compile(r"<[a-z][^<>]*>")
 _UNSEEN = re.compile(r'<path class="(?:back|fore)ground"[^<>]* d="(?:M0,0h0v0h0Z)?"[^<>]*/>')
 _AS_BY_DEFAULT = re.compile(

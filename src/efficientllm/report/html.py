@@ -54,6 +54,8 @@ MAX_BYTES = 2_000_000
 DRAWN = 12
 """Rows that keep their drawings where room is short."""
 
+_LINK = re.compile(r'<a href="#(r-[^"]*)"')
+
 
 class Shown(NamedTuple):
     """A column of the page's table; all but the `first` ones appear on demand."""
@@ -124,16 +126,15 @@ def _fitting(text: Callable[[int, int], str], rows: int, led_to: int) -> str:
 
     The last `led_to` rows are those that something on the page leads to.
     """
-    shown, found = rows, ""
-    for drawn, fewest in ((rows, rows), (DRAWN, max(1, led_to)), (0, 1)):
-        found = text(shown, drawn)
-        if _over(found) > 0 and shown > fewest:
-            for_each = max(1, (len(found.encode()) - len(text(1, drawn).encode())) // shown)
-            while shown > fewest and (over := _over(found)) > 0:
-                shown = max(fewest, shown - 1 - over // for_each)
-                found = text(shown, drawn)
+    shown, found = rows, text(rows, rows)
+    for drawn, fewest in ((DRAWN, max(1, led_to)), (0, 1)):
         if _over(found) <= 0:
             break
+        found = text(shown, drawn)
+        for_each = max(1, (_over(found) - _over(text(1, drawn))) // shown)
+        while shown > fewest and (over := _over(found)) > 0:
+            shown = max(fewest, shown - 1 - over // for_each)
+            found = text(shown, drawn)
     return found
 
 
@@ -198,9 +199,6 @@ def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any])
     )
     there = {anchor(row) for row in shown}
     return _LINK.sub(lambda link: link[0] if link[1] in there else "<a", text)
-
-
-_LINK = re.compile(r'<a href="#(r-[^"]*)"')
 
 
 def _of(stage: str, rows: list[Row]) -> list[Row]:

@@ -51,14 +51,19 @@ def spent(rows: dict[str, Row]) -> Spent:
     reason to hide that of all others. So it is left out, by name. A seed without joules of its
     own, as after too short a window, takes what a token took its sisters.
     """
-    missing = {name: why for name, row in rows.items() if (why := _no_joules(row))}
+    joules = {name: [BY_KEY["j_per_token"](v) for v in row.views] for name, row in rows.items()}
+    missing = {n: why for n, row in rows.items() if (why := _no_joules(row, joules[n]))}
     known = {name: row for name, row in rows.items() if name not in missing}
     scopes = {scope for row in known.values() for v in row.views if (scope := energy_scope(v))}
     if len(known) >= min(2, len(rows)) and len(scopes) == 1:
         note = f"Joules of the {scopes.pop()}: tokens times those of a token in the steady window."
-        lent = (told for name, row in known.items() if (told := _lent(name, row)))
+        lent = (told for name, row in known.items() if (told := _lent(name, row, joules[name])))
         left_out = (f"{name} is left out: {why}." for name, why in missing.items())
-        rates = {id(v): rate for row in known.values() for v, rate in _joules_per_token(row)}
+        rates = {
+            id(view): rate
+            for name, row in known.items()
+            for view, rate in zip(row.views, _completed(joules[name]), strict=True)
+        }
         return Spent("joules", (note, *lent, *left_out), lambda view: rates[id(view)], known)
     why = next((f"{name}: {reason}" for name, reason in missing.items()), "")
     why = f"they cover {' and '.join(sorted(scopes))}" if len(scopes) > 1 else why
@@ -66,42 +71,37 @@ def spent(rows: dict[str, Row]) -> Spent:
     return Spent("seconds", (note,), lambda view: 1 / _value(view, "train_tokens_per_s"), rows)
 
 
-def _no_joules(row: Row) -> str:
+def _no_joules(row: Row, joules: list[float | Unmeasured]) -> str:
     """Why no trial of a row has valid joules; empty where one has."""
     if row.cell("j_per_token").invalid:
         codes = (flag.code for flag in row.flags if flag.level == "invalid")
         return f"its energy is invalid ({' '.join(codes)})"
-    unknown = _without_joules(row)
+    unknown = _unknown(row, joules)
     if len(unknown) < len(row.views):
         return ""
     return next(f"no joules of seed {seed}: {reason}" for seed, reason in unknown.items())
 
 
-def _without_joules(row: Row) -> dict[int, str]:
+def _unknown(row: Row, joules: list[float | Unmeasured]) -> dict[int, str]:
     """Seeds whose trials have no joules, and why."""
-    values = ((view.record.trial.seed, BY_KEY["j_per_token"](view)) for view in row.views)
-    return {seed: value.reason for seed, value in values if isinstance(value, Unmeasured)}
+    pairs = zip(row.views, joules, strict=True)
+    return {v.record.trial.seed: j.reason for v, j in pairs if isinstance(j, Unmeasured)}
 
 
-def _lent(name: str, row: Row) -> str:
+def _lent(name: str, row: Row, joules: list[float | Unmeasured]) -> str:
     """Which seeds of a row stand with their sisters' joules."""
-    unknown = _without_joules(row)
+    unknown = _unknown(row, joules)
     if not unknown:
         return ""
     seeds = f"seed{'s' if len(unknown) > 1 else ''} {', '.join(map(str, unknown))}"
-    return (
-        f"{name}: {seeds} with the joules a token took the others ({next(iter(unknown.values()))})."
-    )
+    why = next(iter(unknown.values()))
+    return f"{name}: {seeds} with the joules a token took the others ({why})."
 
 
-def _joules_per_token(row: Row) -> list[tuple[View, float]]:
-    """Joules of a token by trial; of the others' mean where it has none."""
-    values = [_value(view, "j_per_token") for view in row.views]
-    mean = statistics.fmean(value for value in values if math.isfinite(value))
-    return [
-        (view, value if math.isfinite(value) else mean)
-        for view, value in zip(row.views, values, strict=True)
-    ]
+def _completed(joules: list[float | Unmeasured]) -> list[float]:
+    """Joules of a token by trial; the others' mean where it has none."""
+    mean = statistics.fmean(j for j in joules if not isinstance(j, Unmeasured))
+    return [mean if isinstance(j, Unmeasured) else j for j in joules]
 
 
 def _value(view: View, key: str) -> float:
