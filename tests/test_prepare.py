@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from efficientllm.describe import build_facts
+from efficientllm.device import Device
 from efficientllm.journal import Task
 from efficientllm.matching import residual
 from efficientllm.models.checkpoint import save_checkpoint
@@ -20,6 +22,7 @@ from efficientllm.record import PointResult, Unsupported
 from efficientllm.scoring import evaluate
 from efficientllm.spec.case import Case
 from efficientllm.techniques.peft import merge_adapters
+from efficientllm.workloads import step_graph
 from efficientllm.workloads.generate import Generate
 from efficientllm.workloads.probe import Probe
 from efficientllm.workloads.train import Train
@@ -28,6 +31,9 @@ from tests import tiny
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 FLOAT32 = {"params": "float32", "compute": "float32"}
+GRAPHS = tiny.CPU._replace(graphs=True)
+"""A device that says it can capture steps."""
+
 EMPTY = PointResult(point_id="0", batch=1, context=1)
 
 
@@ -70,10 +76,12 @@ class Home:
             metered_power=False,
         )
 
-    def assemble(self, seed: int = 0, **parts: Any) -> tuple[Assembly, Task]:
+    def assemble(
+        self, seed: int = 0, device: Device = tiny.CPU, **parts: Any
+    ) -> tuple[Assembly, Task]:
         case = Case.model_validate(parts)
         task = self.task(case, seed)
-        return assemble(case, task, tiny.CPU), task
+        return assemble(case, task, device), task
 
     def keep(self, assembly: Assembly) -> None:
         assert assembly.build is not None
@@ -121,6 +129,24 @@ def test_pretraining_trains_every_weight_of_our_decoder_in_fused_layers(home: Ho
     assert resolved["loss"] == "plain"
     assert resolved["tokenizer_sha256"] == tiny.byte_vocabulary().sha256
     assert len(resolved["text_sha256"]) == 64
+
+
+def test_a_small_step_is_captured_where_the_device_can_and_the_record_says_so(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[int] = []
+
+    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
+        captured.append(calls)
+        return step
+
+    monkeypatch.setattr(step_graph, "capture", capture)
+    for wanted in ("auto", "none"):
+        workload = home.training("pretrain", steps=5, cuda_graph=wanted)
+        assembly, task = home.assemble(device=GRAPHS, model=home.backbone(), workload=workload)
+        assert assembly.resolved["graph"] is (wanted == "auto")
+        run(assembly, task, "step", 5)
+    assert captured == [0]
 
 
 def test_what_matching_left_over_is_told_of_a_matched_backbone_only(home: Home) -> None:

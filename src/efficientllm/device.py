@@ -42,17 +42,17 @@ def open_device(kind: str) -> Device:
     return Device(device, graphs=device.type == "cuda")
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:
+def capture(step: Callable[[], None], calls: int = CAPTURE_CALLS) -> Callable[[], None]:
     """Capture a step in a CUDA graph; what comes back replays it.
 
-    The step is run a few times on a side stream first, as capture asks, so it must be
-    repeatable. Captured by hand: torch.compile's own graphs are skipped as soon as the
-    cache is mutated.
+    The step is run `calls` times on a side stream first, as capture asks; none is for a step
+    that was run before and must not be repeated. Captured by hand: torch.compile's own graphs
+    are skipped as soon as the cache is mutated.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(CAPTURE_CALLS):
+        for _ in range(calls):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

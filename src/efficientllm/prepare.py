@@ -35,7 +35,7 @@ from efficientllm.techniques import apply
 from efficientllm.techniques.build import DTYPE_NAMES, DTYPES, Build
 from efficientllm.techniques.peft import decoder_layers
 from efficientllm.techniques.quantize import Quantization, refuse_few_rows
-from efficientllm.workloads import compiling
+from efficientllm.workloads import compiling, step_graph
 from efficientllm.workloads.batches import Batches, Packed, Stream, prompts
 from efficientllm.workloads.generate import Generate as GenerateWork
 from efficientllm.workloads.loss import resolve as resolve_loss
@@ -173,6 +173,7 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
         "attention": attention,
         "compile": how,
         "loss": resolve_loss(spec.loss, vocab),
+        "graph": _ours(build) and step_graph.resolve(spec, build.shape, device),
         "micro_batch": spec.micro_batch,
         "tf32": torch.get_float32_matmul_precision(),
     }
@@ -212,6 +213,7 @@ def work_for(assembly: Assembly, point: Point, task: Task) -> Train | GenerateWo
                 spec,
                 assembly.device,
                 compile_model=assembly.resolved["compile"] == "model",
+                graph=assembly.resolved["graph"],
             )
 
 

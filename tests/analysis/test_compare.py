@@ -236,14 +236,16 @@ def test_unequal_generation_and_unequal_stages_are_refused() -> None:
 
 def test_micro_batches_and_machines_may_differ_and_are_stated() -> None:
     a = training((0.1,) * 3, resolved={"micro_batch": 4, "attention": "cudnn"})
-    b = training((0.1,) * 3, resolved={"micro_batch": 1, "attention": "flash"}, micro_batch=1)
+    other = {"micro_batch": 1, "attention": "flash", "graph": True}
+    b = training((0.1,) * 3, resolved=other, micro_batch=1)
     assert compare(a, b).conditions == (
         "micro-batch: 4 -> 1",
+        "a step in one CUDA graph: False -> True",
         "attention kernel: cudnn -> flash",
     )
     software = samples.SOFTWARE | {"torch": "2.13.0", "commit": "abc"}
-    other = row(INT8, (0.01,) * 3, machine=samples.CPU_MACHINE, software=software)
-    found = compare(row(BF16, (0.01,) * 3), other).conditions
+    elsewhere = row(INT8, (0.01,) * 3, machine=samples.CPU_MACHINE, software=software)
+    found = compare(row(BF16, (0.01,) * 3), elsewhere).conditions
     assert f"machine: {samples.MACHINE.name} -> {samples.CPU_MACHINE.name}" in found
     assert "torch 2.11.0 -> 2.13.0" in found
     assert not any("commit" in condition for condition in found)

@@ -232,6 +232,7 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (PRETRAIN, "workload.loss", "plain"),
     (PRETRAIN, "workload.attention", "math"),
     (PRETRAIN, "workload.compile", "none"),
+    (PRETRAIN, "workload.cuda_graph", "none"),
     (CHECKPOINT, "model.commit", "2" * 40),
     (CHECKPOINT, "model.sha256", SHA),
     (CHECKPOINT, "model.implementation", "decoder"),

@@ -14,8 +14,9 @@ from efficientllm.spec.technique import Freeze, Int8WeightOnly, Lora
 from efficientllm.spec.workload import AdamW, Precision, Pretrain
 from efficientllm.techniques import apply
 from efficientllm.workloads.batches import Packed, Stream
+from efficientllm.workloads.schedule import learning_rate
 from efficientllm.workloads.snapshot import load, save
-from efficientllm.workloads.train import NotFinite, Train, learning_rate
+from efficientllm.workloads.train import NotFinite, Train
 from tests import tiny
 
 FLOAT32 = Precision(params="float32", compute="float32")

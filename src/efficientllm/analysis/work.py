@@ -109,6 +109,7 @@ def conditions(a: Row, b: Row) -> list[str]:
     of_run = {
         "machine": (x.machine.name, y.machine.name),
         "micro-batch": (x.resolved.get("micro_batch"), y.resolved.get("micro_batch")),
+        "a step in one CUDA graph": tuple(bool(r.resolved.get("graph")) for r in (x, y)),
         "data selection": (_selection(a), _selection(b)),
         "protocol": (x.protocol["profile"], y.protocol["profile"]),
     }

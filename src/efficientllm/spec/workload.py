@@ -166,6 +166,9 @@ class Pretrain(Training):
 
     kind: Literal["pretrain"] = "pretrain"
     data: Text = StandardLibrary()
+    cuda_graph: Literal["auto", "none"] = Field(
+        "auto", description="auto: small steps, which wait for Python, are captured in one graph"
+    )
 
 
 def _of_the_default(data: Any) -> Any:

@@ -8,9 +8,8 @@ tokenizing text, building the model, compiling.
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import assert_never
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +27,11 @@ from efficientllm.models.position import Documents
 from efficientllm.record import PointResult
 from efficientllm.spec.workload import AdamW, Precision, Training
 from efficientllm.workloads import compiling
-from efficientllm.workloads.batches import Batch, Batches, split_documents
+from efficientllm.workloads.batches import Batches, split_documents
 from efficientllm.workloads.loss import loss_of, resolve
+from efficientllm.workloads.schedule import learning_rate
 from efficientllm.workloads.snapshot import Snapshot
+from efficientllm.workloads.step_graph import StepGraph
 
 TORCH_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEPT_LOSSES = 1 << 16
@@ -55,6 +56,7 @@ class Train:
         device: Device,
         *,
         compile_model: bool = False,
+        graph: bool = False,
     ) -> None:
         self._model, self._face, self._batches = model, face, batches
         self._spec, self._device = spec, device
@@ -65,7 +67,9 @@ class Train:
         """Steps that an earlier process has taken."""
         self._loss = loss_of(resolve(spec.loss, face.head().weight.shape[0]))
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = optimizer(model, spec.optimizer)
+        self._optimizer = optimizer(model, spec.optimizer, in_graph=graph)
+        scored = float(spec.batch * spec.sequence_length)  # of running text, every token
+        self._graph = StepGraph(partial(self._learn, None, scored)) if graph else None
         self._scaler = torch.amp.GradScaler(
             device.torch.type, enabled=spec.precision.compute == "fp16"
         )
@@ -86,19 +90,27 @@ class Train:
         """One optimizer step."""
         batch = self._next
         self._set_rate()
-        total = batch.counts["loss_tokens"]
-        loss = torch.zeros((), device=self._device.torch)
-        for tokens, targets, documents in self._micro_batches(batch):
-            with autocast(self._spec.precision, self._device):
-                part = self._forward(tokens, targets, documents) / total
-            self._scaler.scale(part).backward()
-            loss += part.detach()
-        self._update()
+        tokens, targets = (to_device(t, self._device) for t in (batch.tokens, batch.targets))
+        step = self._graph or partial(self._learn, batch.documents, batch.counts["loss_tokens"])
+        loss = step(tokens, targets)
         self._losses[self._step % len(self._losses)].copy_(loss, non_blocking=True)
         self._counts.append(batch.counts)
         self._tokens += batch.counts["tokens"]
         self._step += 1
         self._next = self._batches.batch(self._step)
+
+    def _learn(
+        self, documents: Documents | None, scored: float, tokens: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Forward, backward and update; the mean loss of the `scored` tokens."""
+        loss = torch.zeros((), device=self._device.torch)
+        for part in self._micro_batches(tokens, targets, documents):
+            with autocast(self._spec.precision, self._device):
+                share = self._forward(*part) / scored
+            self._scaler.scale(share).backward()
+            loss += share.detach()
+        self._update()
+        return loss
 
     def check(self) -> None:
         """Raise NotFinite for any finished step whose loss was not finite."""
@@ -194,7 +206,8 @@ class Train:
         return result
 
     def close(self) -> None:
-        """Let go of gradients and optimizer states, so that quality runs beside neither."""
+        """Let go of gradients, optimizer states and graph, so that quality runs beside none."""
+        self._graph = None
         self._optimizer.zero_grad(set_to_none=True)
         self._optimizer.state.clear()
 
@@ -203,16 +216,17 @@ class Train:
         hidden = self._hidden(tokens, documents).to(TORCH_TYPES[self._spec.precision.compute])
         return self._loss(hidden.flatten(0, 1), self._face.head().weight, targets.flatten())
 
-    def _micro_batches(self, batch: Batch) -> list[tuple[Tensor, Tensor, Documents | None]]:
-        tokens, targets = (to_device(t, self._device) for t in (batch.tokens, batch.targets))
+    def _micro_batches(
+        self, tokens: Tensor, targets: Tensor, documents: Documents | None
+    ) -> list[tuple[Tensor, Tensor, Documents | None]]:
         size = self._spec.micro_batch
         count = self._spec.batch // size if isinstance(size, int) else 1
-        if batch.documents is None:
+        if documents is None:
             rows = zip(tokens.chunk(count), targets.chunk(count), strict=True)
             return [(t, g, None) for t, g in rows]
         # Packed documents are one long row; it is cut where stretches of whole documents meet.
-        documents = [self._placed(part) for part in split_documents(batch.documents, count)]
-        parts = tokens.chunk(count, dim=1), targets.chunk(count, dim=1), documents
+        placed = [self._placed(part) for part in split_documents(documents, count)]
+        parts = tokens.chunk(count, dim=1), targets.chunk(count, dim=1), placed
         return list(zip(*parts, strict=True))
 
     def _placed(self, documents: Documents) -> Documents:
@@ -231,49 +245,23 @@ class Train:
     def _set_rate(self) -> None:
         rate = learning_rate(self._spec.optimizer, self._step, self.total)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            if self._graph is None:
+                group["lr"] = rate
+            else:  # a graph knows the rate by its address
+                group["lr"].fill_(rate)
 
 
-def optimizer(model: nn.Module, spec: AdamW) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, norms and biases do not."""
+def optimizer(model: nn.Module, spec: AdamW, *, in_graph: bool = False) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, norms and biases do not. In a graph its rate is a tensor."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
-
-
-def learning_rate(spec: AdamW, step: int, budget: int | None) -> float:
-    """Linear warm-up, then the schedule down to a tenth; constant without a budget.
-
-    cosine falls over all steps after the warm-up (Loshchilov and Hutter 2017, arXiv
-    1608.03983); wsd stays and falls on a line over the last `decay_share` of the budget
-    (Hu et al. 2024, MiniCPM, arXiv 2404.06395).
-    """
-    if budget is None:
-        return spec.lr
-    warmup = max(1, round(spec.warmup_share * budget))
-    if step < warmup:
-        return spec.lr * (step + 1) / warmup
-    return spec.lr * _fallen(spec, step, warmup, budget)
-
-
-def _fallen(spec: AdamW, step: int, warmup: int, budget: int) -> float:
-    """The share of the full rate that is left at a step after the warm-up."""
-    match spec.schedule:
-        case "constant":
-            return 1.0
-        case "cosine":
-            progress = (step - warmup) / max(1, budget - warmup)
-            return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        case "wsd":
-            decay = max(1, round(spec.decay_share * budget))
-            progress = (step - (budget - decay)) / decay
-            return 1.0 - 0.9 * min(1.0, max(0.0, progress))
-        case never:
-            assert_never(never)
+    rate = torch.tensor(spec.lr, device=trained[0].device) if in_graph else spec.lr
+    betas = (spec.beta1, spec.beta2)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True, capturable=in_graph)
 
 
 def autocast(precision: Precision, device: Device) -> AbstractContextManager[object]:
