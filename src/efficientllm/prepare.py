@@ -254,7 +254,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     if how == "layer":
         compiling.compile_layers(decoder_layers(build.model), options=options)
         if isinstance(build.model, Decoder):
-            compiling.compile_ends(build.model)
+            compiling.compile_ends(build.model, options=options)
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
@@ -280,16 +280,19 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
 
 
 def _one_row(assembly: Assembly, how: str) -> dict[str, Any] | None:
-    """Make products with one row fast; Inductor's settings where linear layers are left to it.
+    """Make products with one row fast; Inductor's settings for what it writes itself.
 
     Products of bare parameters (a user's own) are the library's.
     """
     build, resolved = assembly.build, assembly.resolved
     assert build is not None
-    taken = take_vectors(build.model) if how == "layer" and _ours(build) else 0
+    by_layer = how == "layer" and _ours(build)
+    taken = take_vectors(build.model) if by_layer else 0
     linear = sum(isinstance(module, nn.Linear) for module in build.model.modules())
     resolved["vector_products"] = taken
-    if taken == linear:
-        return None
-    resolved["inductor"] = compiling.VECTOR_OPTIONS
-    return compiling.VECTOR_OPTIONS
+    options = compiling.chained() if by_layer else {}
+    if taken < linear:
+        options |= compiling.VECTOR_OPTIONS
+    if options:
+        resolved["inductor"] = options
+    return options or None

@@ -33,6 +33,8 @@ def compiled(kernel: JITFunction[Any], grid: object) -> Callable[..., None]:
 
     def compile_only(*args: Any, **options: Any) -> None:
         made = kernel.run(*args, grid=grid, warmup=True, **options)
+        waits = "griddepcontrol.wait" in made.asm["ptx"]
+        assert waits == options.get("chained", False), "a chain's kernels wait, and no others do"
         print(kernel.fn.__name__, driver.active.get_current_device(), made.metadata.shared)
 
     return compile_only
@@ -80,6 +82,13 @@ def branches(group: int, size: int) -> None:
     chosen_gradients(q, k, k, out, lse, q, chosen, 64, q)
 
 
+def vector(columns: int) -> None:
+    """A product with one row, with and without a bias."""
+    x, weight = torch.empty((1, 1, columns), **HALF), torch.empty((7, columns), **HALF)
+    multiply(x, weight, torch.empty(7, **HALF))
+    multiply(x, weight, None)
+
+
 def heads() -> None:
     """A head's own matrix times its row, along its rows and across them."""
     x, weight = torch.empty((1, 16, 1, 512), **HALF), torch.empty((16, 128, 512), **HALF)
@@ -101,7 +110,8 @@ def main() -> None:
         decode(2, 4, 4, 128, 128)
         distances()
         latents(16, 512, 64)
-        multiply(torch.empty((1, 1, 96), **HALF), torch.empty((7, 96), **HALF), None)
+        vector(96)
+        vector(4096)
         heads()
         rows(16, 64)
         rows(16, 128)

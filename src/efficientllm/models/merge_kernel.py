@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from efficientllm.models.chain_kernel import follow, links
+
 MOST_TOGETHER, MOST_NUMBERS = 128, 16_384
 """Parts, and numbers of them, that a program reads at once: one read after another takes long."""
 
@@ -39,6 +41,7 @@ def merge(
         together=together,
         width=width,
         num_warps=8 if together * width >= 8192 else 4,
+        **links(),
     )
     return merged
 
@@ -56,8 +59,10 @@ def _merge(
     branches: tl.constexpr,
     together: tl.constexpr,
     width: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """One head of one sequence."""
+    follow(chained)
     which, row = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, width)
     result = tl.zeros((width,), tl.float32)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from efficientllm.models.attend_cached import empty_parts, rows_of, tiles
+from efficientllm.models.chain_kernel import follow, links
 
 MANY_MIXED = 16_384
 """Numbers that a program mixes (rows times a value's width) from which `_tiles` spills in four
@@ -90,6 +91,7 @@ def fill_parts(
         width=width,
         num_warps=WARPS,
         num_stages=taken[1],
+        **links(),
     )
 
 
@@ -132,9 +134,11 @@ def _part(
     main: tl.constexpr,
     rest: tl.constexpr,
     width: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """One part of one (sequence, key/value head); see `attend_parts`."""
     which, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    follow(chained)  # the newest slot was written just now, and so was the query
     row = tl.arange(0, rows)
     real, head = row < group, which % kv_heads * group + row
     q += (which * group + row[:, None]) * (main + rest)

@@ -62,6 +62,13 @@ Plain linear layers of our decoder have a kernel of their own (`models/vector.py
 """
 
 
+def chained() -> dict[str, Any]:
+    """Let Inductor's kernels start while the one before ends (`models/chain_kernel.py`)."""
+    from torch._inductor import config
+
+    return {"triton.enable_pdl": True} if hasattr(config.triton, "enable_pdl") else {}
+
+
 def compile_layers(
     layers: nn.ModuleList, *, whole: bool = True, options: dict[str, Any] | None = None
 ) -> None:
@@ -75,10 +82,10 @@ def compile_layers(
         layer.compile(fullgraph=whole, dynamic=False, options=options)
 
 
-def compile_ends(model: Decoder) -> None:
+def compile_ends(model: Decoder, *, options: dict[str, Any] | None = None) -> None:
     """Compile what a decode step does before and after its layers: a dozen small kernels."""
-    model.enter = compiled(model.enter)  # type: ignore[method-assign]
-    model.leave = compiled(model.leave)  # type: ignore[method-assign]
+    model.enter = compiled(model.enter, options=options)  # type: ignore[method-assign]
+    model.leave = compiled(model.leave, options=options)  # type: ignore[method-assign]
 
 
 def reset() -> None:
