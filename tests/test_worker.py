@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efficientllm import worker
-from efficientllm.interludes import STALL_LIMIT_S
+from efficientllm.interludes import STALL_LIMIT_S, curve_steps
 from efficientllm.journal import JOURNAL, Journal, Story, read
 from efficientllm.measure import PointTimeout, Progress
 from efficientllm.models import attend
@@ -160,7 +160,7 @@ def test_a_curve_is_scored_between_the_steps_and_changes_none_of_them(
         stories.append(ran(tmp_path / str(curve), cache, {"steps": 24}, quality={"curve": curve}))
     without, story = stories
     assert without.curve == ()
-    assert [(p.step, p.tokens) for p in story.curve] == [(s, s * 32) for s in (6, 12, 18, 24)]
+    assert [(p.step, p.tokens) for p in story.curve] == [(s, s * 32) for s in (3, 6, 12, 24)]
     assert story.losses == without.losses, "the same training, to the last digit"
     assert story.scores is not None
     assert story.scores == without.scores
@@ -168,7 +168,7 @@ def test_a_curve_is_scored_between_the_steps_and_changes_none_of_them(
     assert (last.nll, last.bytes) == (sum(story.scores.nll), sum(story.scores.bytes))
     assert len({p.nll for p in story.curve}) == 4, "and each of a model that has learned since"
     (window,) = story.points[0].windows
-    assert 3 <= window.units <= 6
+    assert 6 < window.units <= 12, "the longest stretch is the second half"
     assert window.counts["tokens"] == window.units * 32
 
 
@@ -213,6 +213,27 @@ def test_declared_work_is_measured_under_the_limit_of_a_standstill(
         "measuring b2 c16",
     ]
     assert limits["measuring b2 c16"] == STALL_LIMIT_S
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "expected"),
+    [
+        (4, 512, [64, 128, 256, 512]),
+        (1, 10, [10]),
+        (2, 3, [1, 3]),
+        (5, 5, [1, 2, 3, 4, 5]),
+        (9, 4, [1, 2, 3, 4]),
+        (0, 5, []),
+    ],
+)
+def test_points_of_a_curve_lie_ever_further_apart_and_end_with_the_last_step(
+    count: int, steps: int, expected: list[int]
+) -> None:
+    assert curve_steps(count, steps) == expected
+    many = curve_steps(100, 512)
+    assert len(set(many)) == 100
+    assert many == sorted(many)
+    assert (many[0], many[-1]) == (64, 512)
 
 
 @pytest.mark.parametrize("declared", [True, False])

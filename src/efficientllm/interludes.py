@@ -27,6 +27,9 @@ from efficientllm.workloads.train import Train
 STALL_LIMIT_S = 3600.0
 """How long declared work may show no progress, in its steps and between them."""
 
+EARLIEST = 1 / 8
+"""The part of a training after which the first point of its curve lies."""
+
 LEAST_LEFT = 24
 """Steps that must be left after a checkpoint: what goes on from there is to be measured too."""
 
@@ -137,5 +140,15 @@ def _cached_blocks_freed() -> Iterator[None]:
 
 
 def curve_steps(count: int, steps: int) -> list[int]:
-    """The steps after which a curve has its points: equally far apart, the last at the end."""
-    return [index * steps // count for index in range(1, count + 1)]
+    """The steps after which a curve has its points, from an eighth of all to the last.
+
+    Each lies as many times further on than the one before, because learning slows down; and
+    the longest stretch without a scoring, which is what is measured, is half of the training
+    with four points. No more points than steps.
+    """
+    count = min(count, steps)
+    found = [0]
+    for left in reversed(range(count)):
+        wanted = round(steps * EARLIEST ** (left / max(1, count - 1)))
+        found.append(min(max(found[-1] + 1, wanted), steps - left))
+    return found[1:]

@@ -37,7 +37,7 @@ class Quality(Spec):
         None, description="null: the workload's, at most 2,048"
     )
     curve: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        0, description="scorings spread evenly over a training's declared steps"
+        0, description="scorings along a training's declared steps, later ones further apart"
     )
 
 
