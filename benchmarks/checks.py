@@ -22,10 +22,12 @@ from decode_checks import decoded, decoded_sparse, one_row, one_row_each, prefil
 from efficientllm.catalog.shape import Sparse
 from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend, attend_masked
+from efficientllm.models.attend_cached import INSTALLED
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse_branches import sparse_branches
 from efficientllm.models.sparse_reference import masked, means_of, sparse_reference
 from efficientllm.models.sparse_rows import obstacle
+from efficientllm.models.swiglu import swiglu
 from efficientllm.record import Unsupported
 from efficientllm.workloads import loss
 from efficientllm.workloads.batches import IGNORED
@@ -158,7 +160,20 @@ def _sparse_inputs(
     return draw(device, dtype, q=(2, 16, length, d), k=(2, 1, length, d), v=(2, 1, length, d))
 
 
-def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Check:
+def gated_linear(device: torch.device, dtype: torch.dtype, *, width: int) -> Check:
+    """SwiGLU of a fused product."""
+    if not in_half_on_gpu(device, dtype) or not INSTALLED:
+        raise Unsupported("this kernel runs in half precision on a GPU")
+    inputs = draw(device, dtype, both=(2, 2048, 2 * width))
+
+    def reference(both: Tensor) -> Tensor:
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    return Check(swiglu, reference, inputs, f"2 x 2048 x {width}")
+
+
+def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind, slices: int = 2) -> Check:
     """Loss and gradients slice by slice against cross-entropy of all logits in float32."""
     if kind == "liger":
         _only_on_gpu(device)
@@ -167,11 +182,10 @@ def sliced(device: torch.device, dtype: torch.dtype, *, kind: loss.Kind) -> Chec
     inputs["weight"].data.mul_(width**-0.5)
     targets = torch.randint(vocab, (rows,), device=device)
     targets[::7] = IGNORED
-    loss.CHUNK_BYTES = min(loss.CHUNK_BYTES, rows * vocab)  # two slices at least
-
     by_slices = loss.loss_of(kind)
 
     def fast(hidden: Tensor, weight: Tensor) -> Tensor:
+        loss.CHUNK_BYTES = rows * vocab * dtype.itemsize // slices
         return by_slices(hidden, weight, targets)
 
     def reference(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -213,6 +227,9 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "one row, long": partial(one_row, rows=1536, columns=8960),
     "one row a head": partial(one_row_each, across=False),
     "one row a head, across": partial(one_row_each, across=True),
+    "swiglu": partial(gated_linear, width=8960),
+    "swiglu, odd": partial(gated_linear, width=1111),
     "loss, chunked": partial(sliced, kind="chunked"),
+    "loss, chunked, one slice": partial(sliced, kind="chunked", slices=1),
     "loss, liger": partial(sliced, kind="liger"),
 }

@@ -22,7 +22,9 @@ from efficientllm.models.sparse_means_kernel import means_gradients
 from efficientllm.models.sparse_rows_kernel import attend_branches, attend_rows
 from efficientllm.models.sparse_split_kernel import attend_sparse
 from efficientllm.models.split_kernel import attend_parts
+from efficientllm.models.swiglu_kernel import gate, gate_gradient
 from efficientllm.models.vector_kernel import multiply, multiply_each
+from efficientllm.workloads.cross_kernel import turn_into_gradient
 
 HALF = {"dtype": torch.bfloat16}
 SLOT = torch.zeros(1, dtype=torch.long)
@@ -96,6 +98,16 @@ def heads() -> None:
     multiply_each(x[..., :128], weight.transpose(1, 2))
 
 
+def training() -> None:
+    """What every training step does between products, at widths with and without a rest."""
+    for width in (8960, 37):
+        both, down = torch.empty((1, 2, 2 * width), **HALF), torch.empty((1, 2, width), **HALF)
+        gate(both)
+        gate_gradient(both, down)
+    for vocab in (151_936, 50_257):
+        turn_into_gradient(torch.empty((2, vocab), **HALF), torch.zeros(2, dtype=torch.long), -100)
+
+
 def main() -> None:
     """Everything, for each card."""
     JITFunction.__getitem__ = compiled  # type: ignore[method-assign]
@@ -119,6 +131,7 @@ def main() -> None:
         branches(16, 64)
         branches(7, 128)
         branches(128, 128)
+        training()
 
 
 if __name__ == "__main__":

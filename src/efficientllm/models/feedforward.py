@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from efficientllm.models.swiglu import swiglu, takes
+
 
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x)); parameter names are those of Qwen2 and Llama."""
@@ -24,7 +26,10 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, C] -> [B, T, C]."""
         if hasattr(self, "gate_up_proj"):  # made by models/fuse.py
-            gate, up = self.gate_up_proj(x).split(self.fused_sizes, dim=-1)
+            both = self.gate_up_proj(x)
+            if takes(self.gate_up_proj, both):
+                return self.down_proj(swiglu(both))
+            gate, up = both.split(self.fused_sizes, dim=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(F.silu(gate) * up)

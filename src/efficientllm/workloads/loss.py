@@ -3,8 +3,9 @@
 The logits of 32,768 positions over 152,000 tokens are 10 GB in bf16 and twice that in
 float32. `chunked` never holds more than a slice of them: it multiplies, takes the loss
 *and its gradient*, and drops the slice, so nothing is computed again in the backward
-pass. `liger` does the same in Triton kernels, in slices of some hundred rows, so that it
-reads and writes the gradient of the head many times; `chunked` takes slices of thousands.
+pass; on a GPU in half precision one kernel does both (`cross_kernel.py`). `liger` does the
+same in slices of some hundred rows, so that it reads and writes the gradient of the head many
+times; `chunked` takes slices of thousands.
 `plain` is the reference for both.
 
 Legend: N positions, C hidden size, V vocabulary.
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efficientllm.device import in_half_on_gpu
+from efficientllm.models.attend_cached import INSTALLED
 from efficientllm.predict import LOSS_SLICE_BYTES, PLAIN_LOSS_VOCAB
 from efficientllm.record import Unsupported
 from efficientllm.workloads.batches import IGNORED
@@ -92,17 +95,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         learns = ctx.needs_input_grad[1]
         head = weight.to(hidden.dtype)
         rows = slice_rows(hidden.shape[0], head.shape[0], hidden.element_size())
-        turn = _compiled_turn() if hidden.is_cuda else _turn_into_gradient
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
+        grad_hidden, grad_weight = torch.empty_like(hidden), None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         for start in range(0, hidden.shape[0], rows):
             part, goal = hidden[start : start + rows], targets[start : start + rows]
             logits = part @ head.T
-            total += turn(logits, goal)
+            total += _turn(logits, goal)
             grad_hidden[start : start + rows] = logits @ head
-            if grad_weight is not None:
-                _add_product(grad_weight, logits, part)
+            if learns:
+                grad_weight = _add_product(grad_weight, logits, part)
         ctx.weight_dtype = weight.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
@@ -112,7 +113,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         (scale,) = gradients
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(scale).to(ctx.weight_dtype)
+            grad_weight = _scaled(grad_weight, scale, ctx.weight_dtype)
         return grad_hidden.mul_(scale.to(grad_hidden.dtype)), grad_weight, None
 
 
@@ -125,6 +126,16 @@ def slice_rows(positions: int, vocab: int, element_bytes: int) -> int:
     least = -(-positions // most)
     count = next((n for n in range(least, 2 * least + 1) if positions % n == 0), least)
     return -(-positions // count)
+
+
+def _turn(logits: Tensor, targets: Tensor) -> Tensor:
+    """`_turn_into_gradient` by what is fastest here."""
+    if INSTALLED and in_half_on_gpu(logits.device, logits.dtype):
+        from efficientllm.workloads.cross_kernel import turn_into_gradient
+
+        return turn_into_gradient(logits, targets, IGNORED)
+    turn = _compiled_turn() if logits.is_cuda else _turn_into_gradient
+    return turn(logits, targets)
 
 
 def _turn_into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
@@ -146,9 +157,20 @@ def _compiled_turn() -> Callable[[Tensor, Tensor], Tensor]:
     return compiled(_turn_into_gradient)
 
 
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """total [V, C] += gradient [n, V]^T hidden [n, C], summed in float32 over all slices."""
+def _add_product(total: Tensor | None, gradient: Tensor, hidden: Tensor) -> Tensor:
+    """total [V, C] += gradient [n, V]^T hidden [n, C], summed in float32 over all slices.
+
+    The first slice has no total yet: zeros would be written, and read again, for nothing.
+    """
     if gradient.is_cuda and gradient.dtype != torch.float32:
-        torch.addmm(total, gradient.T, hidden, out_dtype=torch.float32, out=total)
-    else:
-        total += gradient.T @ hidden
+        if total is None:
+            return torch.mm(gradient.T, hidden, out_dtype=torch.float32)
+        return torch.addmm(total, gradient.T, hidden, out_dtype=torch.float32, out=total)
+    product = (gradient.T @ hidden).float()
+    return product if total is None else total.add_(product)
+
+
+def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient [V, C] in float32 times a number, rounded once to `dtype`, in one pass."""
+    out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, scale, out=out)
