@@ -114,7 +114,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
             grad_weight = _scaled(grad_weight, scale, ctx.weight_dtype)
-        return grad_hidden.mul_(scale.to(grad_hidden.dtype)), grad_weight, None
+        # Of two dimensions, else torch rounds it to half precision first: up to 0.4 % for all.
+        return _scaled(grad_hidden, scale.reshape(1, 1), grad_hidden.dtype), grad_weight, None
 
 
 def slice_rows(positions: int, vocab: int, element_bytes: int) -> int:
@@ -171,6 +172,6 @@ def _add_product(total: Tensor | None, gradient: Tensor, hidden: Tensor) -> Tens
 
 
 def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient [V, C] in float32 times a number, rounded once to `dtype`, in one pass."""
+    """A gradient of two dimensions times a number, rounded once to `dtype`, in one pass."""
     out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     return torch.mul(gradient, scale, out=out)
