@@ -98,12 +98,12 @@ def test_the_operators_are_what_their_fakes_say() -> None:
 
 @with_triton
 def test_a_fused_layer_that_learns_takes_them_and_is_the_same(anywhere: list[Tensor]) -> None:
-    model = Decoder.from_shape(tiny.shape())
+    model = Decoder.from_shape(tiny.shape()).to(DEVICE)
     fuse(model)
     other = copy.deepcopy(model)
     for block in other.model.layers:
         block.mlp.__class__ = Plain
-    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    tokens = torch.tensor([[3, 1, 4, 1, 5]], device=DEVICE)
     values = []
     for each in (model, other):
         value = each.hidden(tokens).square().sum()
@@ -129,7 +129,7 @@ class Plain(FeedForward):
 @with_triton
 def test_a_compiled_layer_stays_one_graph_and_makes_h_once(anywhere: list[Tensor]) -> None:
     """In autocast, with parameters in float32, whether the layer's input learns or not."""
-    layer = FeedForward(16, 24)
+    layer = FeedForward(16, 24).to(DEVICE)
     fuse(layer)
     by_hand = copy.deepcopy(layer)
     by_hand.__class__ = Plain
@@ -137,9 +137,8 @@ def test_a_compiled_layer_stays_one_graph_and_makes_h_once(anywhere: list[Tensor
     for calls, learns in enumerate((True, False), start=1):
         grads = []
         for each in (layer, by_hand):
-            x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
-            x.requires_grad_(learns)
-            with torch.autocast("cpu", torch.bfloat16):
+            x = drawn(2, 5, 16, seed=1).float().requires_grad_(learns)
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 out = each(x)
             assert out.dtype == torch.bfloat16
             each.zero_grad()
@@ -153,7 +152,7 @@ def test_a_compiled_layer_stays_one_graph_and_makes_h_once(anywhere: list[Tensor
 
 @with_triton
 def test_everything_else_keeps_its_path(anywhere: list[Tensor]) -> None:
-    fused, x = FeedForward(16, 24), torch.randn(2, 5, 16)
+    fused, x = FeedForward(16, 24).to(DEVICE), drawn(2, 5, 16, seed=0).float()
     apart = copy.deepcopy(fused)
     fuse(fused)
     right = apart(x)
