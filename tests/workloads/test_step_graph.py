@@ -100,19 +100,28 @@ def test_a_batch_that_was_read_is_not_written_over(captured: list[int]) -> None:
     assert captured == [0]
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (RuntimeError("not permitted"), RuntimeError, r"not permitted; workload\.cuda_graph=none"),
+        (torch.OutOfMemoryError("2 GiB"), torch.OutOfMemoryError, "^2 GiB$"),
+    ],
+    ids=["refused", "out of memory"],
+)
 def test_a_step_that_cannot_be_captured_says_how_to_train_without(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, kind: type[Exception], said: str
 ) -> None:
     def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise error
 
     monkeypatch.setattr(step_graph, "capture", capture)
     steps = step_graph.StepGraph(lambda tokens, targets: (tokens + targets).sum())
     tokens = torch.ones(1, 2)
     for _ in range(EAGER_STEPS):
         steps(tokens, tokens)
-    with pytest.raises(RuntimeError, match=r"is capturing; workload\.cuda_graph=none"):
+    with pytest.raises(kind, match=said) as found:
         steps(tokens, tokens)
+    assert type(found.value) is kind
 
 
 def spec(**changes: Any) -> Training:

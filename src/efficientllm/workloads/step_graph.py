@@ -14,7 +14,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from efficientllm.catalog.shape import Shape
-from efficientllm.device import Device, capture
+from efficientllm.device import Device, capture, is_lost, is_out_of_memory
 from efficientllm.parameters import parameters
 from efficientllm.spec.workload import Pretrain, Training
 
@@ -74,6 +74,8 @@ class StepGraph:
         try:
             self._replay = capture(self._captured, calls=0)
         except RuntimeError as error:
+            if is_out_of_memory(error) or is_lost(error):
+                raise
             raise RuntimeError(
                 f"the training step could not be captured in a CUDA graph: {error};"
                 " workload.cuda_graph=none trains without one"
