@@ -8,8 +8,11 @@ same sliced loss, so that memory compares. Their first and last losses are shown
 `bare` start from the same weights and must agree to rounding, `transformers` must come near.
 
 * ours: the tool's own work, by the worker's classes.
+* eager (by --arms): the same where a small step would be captured in one CUDA graph, as with
+  `--preset 30M-h16 --length 1024 --batch 16384`.
 * bare: a loop written here over our decoder with the same compiled layer and pinned attention,
   its batches on the device beforehand: what `ours` loses is making batches, counting, checking.
+  It has no graph.
 * transformers: Qwen2ForCausalLM in that loop, compiled whole, with the attention that torch
   chooses. `transformers-pinned` (by --arms) gets our choice of attention.
 
@@ -93,8 +96,14 @@ def setup(args: argparse.Namespace, length: int) -> Setup:
 def ours(to: Setup) -> Loop:
     """The tool's own work."""
     assembly, work = arms.work_of(to.case, to.cache)
-    how = (f"{key} {assembly.resolved[key]}" for key in ("compile", "attention", "loss"))
+    how = (f"{key} {assembly.resolved[key]}" for key in ("compile", "attention", "loss", "graph"))
     return Loop(partial(work.unit, "step"), lambda: list(work.losses()), ", ".join(how))
+
+
+def eager(to: Setup) -> Loop:
+    """The same without a graph of the step, which small models have."""
+    spec = to.spec.model_copy(update={"cuda_graph": "none"})
+    return ours(to._replace(case=to.case.model_copy(update={"workload": spec}), spec=spec))
 
 
 def bare(to: Setup) -> Loop:
@@ -176,6 +185,7 @@ def measure(build: Callable[[Setup], Loop], args: argparse.Namespace, length: in
 
 ARMS: dict[str, Callable[[Setup], Loop]] = {
     "ours": ours,
+    "eager": eager,
     "bare": bare,
     "transformers": transformers,
     "transformers-pinned": partial(transformers, pinned=True),

@@ -58,6 +58,7 @@ class Work:
 
     windows: tuple[str, ...] = ("step",)
     brief: frozenset[str] = frozenset()
+    settling = 0
 
     def __init__(
         self, world: World, seconds: Callable[[int], float], budget: int | None = None
@@ -342,6 +343,26 @@ def test_progress_is_told_about_once_a_second(world: World) -> None:
     Loop(Work(world, lambda _: 0.01), world, QUICK, told.append).measure()
     assert 4 <= len(told) <= 5
     assert [p.done for p in told] == sorted(p.done for p in told)
+
+
+@pytest.mark.parametrize("budget", [5, 8, 24, 40, 60, 200, None])
+def test_what_is_done_once_at_the_beginning_is_in_no_window(
+    world: World, budget: int | None
+) -> None:
+    """As capturing a graph in the fourth step, which is far longer than a step."""
+    work = Work(world, lambda done: 0.2 if done == 3 else 0.03 if done < 3 else 0.014, budget)
+    work.settling = 4
+    window = one_window(work)
+    slow = [s for s in window.unit_s if s > 0.02]
+    # Of five declared steps three are measured, whatever they hold.
+    assert len(slow) == (2 if budget == 5 else 0)
+    assert budget is None or work.done == budget
+
+
+def test_long_undeclared_units_settle_before_the_window_too(world: World) -> None:
+    work = Work(world, lambda done: 9.0 if done == 3 else 6.0)
+    work.settling = 4
+    assert max(one_window(work, PROFILES["smoke"]).unit_s) == pytest.approx(6.0, rel=1e-3)
 
 
 class Paused(Work):

@@ -22,7 +22,7 @@ from efficientllm.record import PointResult, Unsupported
 from efficientllm.scoring import evaluate
 from efficientllm.spec.case import Case
 from efficientllm.techniques.peft import merge_adapters
-from efficientllm.workloads import step_graph
+from efficientllm.workloads import compiling, step_graph
 from efficientllm.workloads.generate import Generate
 from efficientllm.workloads.probe import Probe
 from efficientllm.workloads.train import Train
@@ -142,7 +142,7 @@ def test_a_small_step_is_captured_where_the_device_can_and_the_record_says_so(
 
     monkeypatch.setattr(step_graph, "capture", capture)
     for wanted in ("auto", "none"):
-        workload = home.training("pretrain", steps=5, cuda_graph=wanted)
+        workload = home.training("pretrain", steps=24, cuda_graph=wanted)
         assembly, task = home.assemble(device=GRAPHS, model=home.backbone(), workload=workload)
         assert assembly.resolved["graph"] is (wanted == "auto")
         run(assembly, task, "step", 5)
@@ -357,6 +357,29 @@ def test_transformers_own_model_gets_one_document_a_row(home: Home) -> None:
         found[assembly.resolved["layout"]] = work.counts("step", 1)["samples"]
     assert found["one document a row"] == 3
     assert found["packed documents"] > 3
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_all_that_inductor_writes_of_one_sequences_step_is_chained(
+    home: Home, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Layers and ends; what tunes products is for layers alone."""
+    told: dict[str, Any] = {}
+    chain = {"triton.enable_pdl": True}
+    monkeypatch.setattr(compiling, "chained", lambda _: dict(chain))
+    for name in ("compile_layers", "compile_ends"):
+        keep = lambda *_, name=name, options=None: told.update({name: options})  # noqa: E731
+        monkeypatch.setattr(compiling, name, keep)
+    points = {"batch": [batch], "context": [24]}
+    workload = home.generate(points=points, compile="layer")
+    assembly, task = home.assemble(model=home.backbone(), technique="bf16", workload=workload)
+    work_for(assembly, assembly.case.points[0], task)
+    if batch == 1:
+        assert told == {"compile_layers": chain | compiling.VECTOR_OPTIONS, "compile_ends": chain}
+        assert assembly.resolved["inductor"] == told["compile_layers"]
+    else:
+        assert told == {"compile_layers": None, "compile_ends": None}
+        assert "inductor" not in assembly.resolved
 
 
 def test_a_probe_needs_no_model(home: Home) -> None:

@@ -65,6 +65,10 @@ class Work(Protocol):
     def budget(self) -> int | None:
         """Units the work declares and must do exactly, or None."""
 
+    @property
+    def settling(self) -> int:
+        """Units at the beginning that also do what is done once, and so are in no window."""
+
     def unit(self, window: str) -> None:
         """Issue one unit; may return before the device is done."""
 
@@ -147,9 +151,11 @@ class Loop:
         warm = [s for block in blocks for s in block.seconds]
         typical = statistics.median(blocks[-1].seconds if blocks else [cold_s])
         if budget is None:
+            self._untimed(name, self.work.settling)
             stop = self._stop_rule(typical, share - sum(warm))
             return self._steady(name, stop, cold_s, warm, converged)
-        start, end = longest_stretch(self._done, self._interludes, budget)
+        settled = min(self.work.settling, budget - MIN_UNITS)
+        start, end = longest_stretch(max(self._done, settled), self._interludes, budget)
         self._untimed(name, start)
         window = self._steady(name, lambda units, _: units >= end - start, cold_s, warm, converged)
         self._untimed(name, budget)

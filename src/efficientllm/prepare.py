@@ -250,11 +250,13 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     attention = _pinned(build, spec.attention, device, dtype, point.context)
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
     compiled = how != "none" and not device.is_cpu
-    options = _one_row(assembly, how) if point.batch == 1 and how != "none" else None
+    one = point.batch == 1 and how != "none"
+    options = _one_row(assembly, how) if one else None
     if how == "layer":
         compiling.compile_layers(decoder_layers(build.model), options=options)
         if isinstance(build.model, Decoder):
-            compiling.compile_ends(build.model, options=options)
+            ends = compiling.chained(device.torch) if one else None
+            compiling.compile_ends(build.model, options=ends or None)
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
@@ -290,7 +292,7 @@ def _one_row(assembly: Assembly, how: str) -> dict[str, Any] | None:
     taken = take_vectors(build.model) if by_layer else 0
     linear = sum(isinstance(module, nn.Linear) for module in build.model.modules())
     resolved["vector_products"] = taken
-    options = compiling.chained() if by_layer else {}
+    options = compiling.chained(assembly.device.torch) if by_layer else {}
     if taken < linear:
         options |= compiling.VECTOR_OPTIONS
     if options:

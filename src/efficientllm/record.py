@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA = 1
 
-MEASURING = 1
+MEASURING = 2
 """Raised when the way of measuring changes so that old and new windows are no replicates."""
 
 Status = Literal[

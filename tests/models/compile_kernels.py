@@ -35,11 +35,26 @@ def compiled(kernel: JITFunction[Any], grid: object) -> Callable[..., None]:
 
     def compile_only(*args: Any, **options: Any) -> None:
         made = kernel.run(*args, grid=grid, warmup=True, **options)
-        waits = "griddepcontrol.wait" in made.asm["ptx"]
-        assert waits == options.get("chained", False), "a chain's kernels wait, and no others do"
+        chained = options.get("chained", False)
+        in_order(made.asm["ptx"], chained, early="weight" in kernel.arg_names)
         print(kernel.fn.__name__, driver.active.get_current_device(), made.metadata.shared)
 
     return compile_only
+
+
+def in_order(ptx: str, chained: bool, *, early: bool) -> None:
+    """Hold the rules of `chain_kernel.py` against what a kernel was compiled to.
+
+    A chain's kernels wait once and let the next one start after that; nothing is written
+    before, and nothing read but weights (`early`). No other kernel does any of it.
+    """
+    before, *after = ptx.split("griddepcontrol.wait")
+    assert len(after) == chained
+    assert ptx.count("griddepcontrol.launch_dependents") == chained
+    assert "griddepcontrol.launch_dependents" not in before
+    if chained:
+        assert "st.global" not in before
+        assert ("ld.global" in before) == early
 
 
 def decode(batch: int, kv_heads: int, group: int, size: int, chunk: int) -> None:

@@ -23,10 +23,7 @@ def test_only_cards_that_can_are_asked_to(
 
     card = SimpleNamespace(get_current_target=lambda: SimpleNamespace(backend=backend, arch=arch))
     monkeypatch.setattr(chain_kernel.driver, "_active", card)
-    assert chain_kernel.links() == PLAIN, "an interpreter has no chain"
-    monkeypatch.setattr(
-        chain_kernel,
-        "triton",
-        SimpleNamespace(knobs=SimpleNamespace(runtime=SimpleNamespace(interpret=False))),
-    )
-    assert chain_kernel.links() == expected
+    for interpret, links in ((True, PLAIN), (False, expected)):
+        knobs = SimpleNamespace(runtime=SimpleNamespace(interpret=interpret))
+        monkeypatch.setattr(chain_kernel, "triton", SimpleNamespace(knobs=knobs))
+        assert chain_kernel.links() == links, "an interpreter has no chain"

@@ -51,6 +51,19 @@ def test_auto_is_eager_on_a_cpu_and_by_layer_elsewhere(
     assert compiling.resolve(wanted, device, ours=ours, decode=decode) == expected
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "able"),
+    [((9, 0), None, True), ((8, 0), None, False), ((9, 0), "7", False)],
+)
+def test_inductor_is_told_to_chain_kernels_where_it_would(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None, able: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert compiling.chained(CUDA.torch) == ({"triton.enable_pdl": True} if able else {})
+    assert compiling.chained(tiny.CPU.torch) == {}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("dynamo")
 def test_layers_share_one_graph_in_training_and_one_each_in_prefill_and_decode() -> None:

@@ -13,7 +13,9 @@ Two rules keep the numbers right, for any mixture with kernels that know nothing
   the kernel before has ended and what it wrote is seen.
 * It lets the next kernel start only after that. So whenever a kernel runs, all but the one
   before it have ended (what Inductor's kernels, where they do the same, take for granted), and
-  since every program waits, an end is an end of all before.
+  since every program waits, an end is an end of all before. Inductor breaks this for kernels that
+  read nothing (filling a buffer) and write what the one before does not touch: a decode step has
+  none, and must get none.
 
 In Triton; imported only where Triton is.
 """

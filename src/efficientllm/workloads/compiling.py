@@ -62,10 +62,16 @@ Plain linear layers of our decoder have a kernel of their own (`models/vector.py
 """
 
 
-def chained() -> dict[str, Any]:
-    """Let Inductor's kernels start while the one before ends (`models/chain_kernel.py`)."""
+def chained(device: torch.device) -> dict[str, Any]:
+    """Let Inductor's kernels start while the one before ends (`models/chain_kernel.py`).
+
+    Nothing where Inductor has no such option, or would ignore it.
+    """
     from torch._inductor import config
 
+    able = device.type == "cuda" and torch.version.hip is None
+    if not able or torch.cuda.get_device_capability(device) < (9, 0):
+        return {}
     return {"triton.enable_pdl": True} if hasattr(config.triton, "enable_pdl") else {}
 
 

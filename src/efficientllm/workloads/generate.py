@@ -32,6 +32,7 @@ class Generate:
 
     windows = ("prefill", "decode", "request")
     brief = frozenset({"request"})
+    settling = 0
     budget = None
 
     def __init__(

@@ -154,7 +154,7 @@ def _turn_into_gradient(logits: Tensor, targets: Tensor) -> Tensor:
 
 @cache
 def _compiled_turn() -> Callable[[Tensor, Tensor], Tensor]:
-    """The same in two kernels, without logits in float32."""
+    """The same in two kernels of Inductor's: for float32 on a GPU."""
     return compiled(_turn_into_gradient)
 
 

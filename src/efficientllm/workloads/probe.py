@@ -24,6 +24,7 @@ class Probe:
         self._check, self._device, self._sleep = spec.check, device, sleep
         self.windows = (spec.check,)
         self.brief: frozenset[str] = frozenset()
+        self.settling = 0
         self.budget = None
         self._on = False
         self._size = 512 if device.is_cpu else 8192

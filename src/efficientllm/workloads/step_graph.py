@@ -21,6 +21,12 @@ from efficientllm.spec.workload import Pretrain, Training
 EAGER_STEPS = 3
 """Steps before the capture: they compile, choose kernels and make the optimizer's states."""
 
+LEAST_STEPS = 24
+"""Declared steps from which a graph pays: capturing takes as long as some ten."""
+
+MOST_LAYERS = 256
+"""Layers of all micro-batches together: a graph holds every kernel of them, some hundred each."""
+
 LARGEST_PASS = 2e11
 """Multiply-adds of one layer and micro-batch up to which a graph is taken.
 
@@ -39,7 +45,11 @@ def resolve(spec: Training, shape: Shape | None, device: Device) -> bool:
         return False
     if shape is None or shape.custom or spec.loss == "liger" or spec.precision.compute == "fp16":
         return False
+    if spec.budget_steps is not None and spec.budget_steps < LEAST_STEPS:
+        return False
     rows = spec.micro_batch if isinstance(spec.micro_batch, int) else spec.batch
+    if shape.layers * spec.batch // rows > MOST_LAYERS:
+        return False
     a_layer = parameters(shape).products / shape.layers
     return a_layer * rows * spec.sequence_length <= LARGEST_PASS
 
@@ -77,8 +87,8 @@ class StepGraph:
             if is_out_of_memory(error) or is_lost(error):
                 raise
             raise RuntimeError(
-                f"the training step could not be captured in a CUDA graph: {error};"
-                " workload.cuda_graph=none trains without one"
+                "the training step could not be captured in a CUDA graph"
+                f" (workload.cuda_graph=none trains without one): {error}"
             ) from error
 
     def _captured(self) -> None:
