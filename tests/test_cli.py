@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from efficientllm import machine
+from efficientllm import commands, machine, results
 from efficientllm.cli import app
 from efficientllm.store import Store
 from tests.report.test_html import pair
@@ -119,6 +119,26 @@ def test_a_report_is_written_where_it_was_asked_for(store: Path, tmp_path: Path)
     empty = called("report", tmp_path / "nothing", "-o", tmp_path / "x.html")
     assert empty.exit_code == 2
     assert "run something first" in empty.stderr
+
+
+def test_a_report_stands_alone_where_that_is_asked_for(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else published records stand beside its own."""
+    told: list[object] = []
+
+    def write_report(own: object, others: object, target: Path, suite: str) -> Path:
+        told.append(others)
+        return target
+
+    monkeypatch.setattr(commands, "write_report", write_report)
+    monkeypatch.setattr(results, "published", lambda: [store])
+    assert called("report", store, "-o", tmp_path / "x.html", "--alone").exit_code == 0
+    assert called("report", store, "-o", tmp_path / "x.html").exit_code == 0
+    alone, beside = told
+    assert alone is None
+    assert isinstance(beside, results.Results)
+    assert beside.records
 
 
 @pytest.mark.parametrize("words", [("report", "--alone"), ("export",)], ids=lambda words: words[0])
