@@ -13,6 +13,7 @@ from efficientllm.analysis.table import rows
 from efficientllm.record import Record
 from efficientllm.spec.case import Case
 from efficientllm.spec.suite import load_suite
+from efficientllm.spec.workload import Generate
 from tests import samples
 from tests.report import architecture_samples as made
 
@@ -251,6 +252,28 @@ def test_a_point_is_answered_by_what_did_the_same_work_and_ended_well() -> None:
     assert found is not None
     assert (found.name, found.point) == ("decode-mla", "b1 c4096")
     assert study.at("mla", "generate", "b7 c1") is None
+
+
+def test_beside_the_baseline_stands_what_did_the_same_work_though_it_is_older() -> None:
+    """Shorter answers are other work at the same point."""
+
+    def decoded(attention: str, new_tokens: int, **changes: Any) -> Record:
+        points = {"context": [4096]}
+        workload = {"kind": "generate", "points": points, "new_tokens": new_tokens}
+        of = samples.case(name=attention, model=made.model(attention), workload=workload)
+        return samples.record(of, **changes)
+
+    later = {"started_at": "2030-01-01T00:00:00+00:00"}
+    (study,) = studies(
+        rows([decoded("mha", 128), decoded("mla", 128), decoded("mla", 64, **later)])
+    )
+    for found, expected in (
+        (study.at("mla", "generate", "b1 c4096"), 64),
+        (study.like_baseline("mla", "generate", "b1 c4096"), 128),
+    ):
+        assert found is not None
+        assert isinstance(found.case.workload, Generate)
+        assert found.case.workload.new_tokens == expected
 
 
 def test_trainings_are_of_one_recipe_each_at_its_best_rate() -> None:
