@@ -91,6 +91,12 @@ def in_half_on_gpu(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
+def chains_kernels(device: torch.device) -> bool:
+    """Whether a kernel may start before the one before it has ended (from Hopper on)."""
+    able = device.type == "cuda" and torch.version.hip is None
+    return able and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def leave_attention_open(device: Device) -> None:
     """Allow every back-end but cuDNN's, for calls that are not ours.
 

@@ -39,7 +39,7 @@ from efficientllm import clock
 from efficientllm.clock import Timeline
 from efficientllm.record import Window
 from efficientllm.spec.protocol import Limits
-from efficientllm.steady import MIN_UNITS, agree, brief, in_vain, longest_stretch
+from efficientllm.steady import MIN_UNITS, agree, brief, in_vain, longest_stretch, sufficient
 
 AHEAD = 2
 """Units that Python may be ahead of the device."""
@@ -152,7 +152,8 @@ class Loop:
         typical = statistics.median(blocks[-1].seconds if blocks else [cold_s])
         if budget is None:
             self._untimed(name, self.work.settling)
-            stop = self._stop_rule(typical, share - sum(warm))
+            room = share - sum(warm) - typical * AHEAD  # what is under way when it stops
+            stop = sufficient(self.limits, room)
             return self._steady(name, stop, cold_s, warm, converged)
         settled = min(self.work.settling, budget - MIN_UNITS)
         start, end = longest_stretch(max(self._done, settled), self._interludes, budget)
@@ -162,7 +163,7 @@ class Loop:
         return window
 
     def _untimed(self, name: str, until: int) -> None:
-        """Units of declared work that are in no window, with the interludes among them."""
+        """Units that are in no window, with the interludes among them."""
         size = 1
         while self._done < until:
             seconds = self._timed_block(name, min(until - self._done, size)).seconds
@@ -197,18 +198,6 @@ class Loop:
                 f"one unit takes {unit_s:.3g} s: three do not fit under the cap of"
                 f" {self.limits.cap_seconds:.0f} s a point"
             )
-
-    def _stop_rule(self, typical: float, seconds_left: float) -> Callable[[int, float], bool]:
-        """When a steady window has enough, as a function of units and seconds so far."""
-        wanted = max(self.limits.min_seconds, self.limits.energy_seconds)
-        room = seconds_left - typical * AHEAD  # what is under way when it stops
-
-        def enough(units: int, seconds: float) -> bool:
-            if units < MIN_UNITS:
-                return False
-            return seconds >= room or (units >= self.limits.min_units and seconds >= wanted)
-
-        return enough
 
     def _warm_up(self, name: str, share: float, budget: int | None) -> tuple[list[_Block], bool]:
         blocks: list[_Block] = []

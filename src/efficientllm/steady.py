@@ -7,6 +7,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 
+from efficientllm.spec.protocol import Limits
+
 MIN_UNITS = 3
 """Fewer are neither a block nor a window."""
 
@@ -33,6 +35,18 @@ def longest_stretch(done: int, interludes: Iterable[int], total: int) -> tuple[i
         settling = min(SETTLE_UNITS, max(0, end - start - MIN_UNITS)) if start in after else 0
         found.append((start + settling, end))
     return max(found, key=lambda stretch: stretch[1] - stretch[0])
+
+
+def sufficient(limits: Limits, room: float) -> Callable[[int, float], bool]:
+    """When a steady window has enough, or no `room` (seconds), by units and seconds so far."""
+    wanted = max(limits.min_seconds, limits.energy_seconds)
+
+    def enough(units: int, seconds: float) -> bool:
+        if units < MIN_UNITS:
+            return False
+        return seconds >= room or (units >= limits.min_units and seconds >= wanted)
+
+    return enough
 
 
 def brief(unit_s: float, seconds_left: float) -> Callable[[int, float], bool]:

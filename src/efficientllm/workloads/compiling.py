@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from efficientllm.device import Device
+from efficientllm.device import Device, chains_kernels
 from efficientllm.models.decoder import Decoder
 
 P = ParamSpec("P")
@@ -69,10 +69,8 @@ def chained(device: torch.device) -> dict[str, Any]:
     """
     from torch._inductor import config
 
-    able = device.type == "cuda" and torch.version.hip is None
-    if not able or torch.cuda.get_device_capability(device) < (9, 0):
-        return {}
-    return {"triton.enable_pdl": True} if hasattr(config.triton, "enable_pdl") else {}
+    able = chains_kernels(device) and hasattr(config.triton, "enable_pdl")
+    return {"triton.enable_pdl": True} if able else {}
 
 
 def compile_layers(
