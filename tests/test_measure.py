@@ -266,6 +266,17 @@ def test_the_windows_of_a_point_come_in_order_and_the_check_is_brief(world: Worl
         assert a.end_ns <= b.start_ns
 
 
+def test_a_request_that_checks_others_is_asked_for_when_the_one_before_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise what Python needs for a prefill hides behind the steps of the last request."""
+    work = Points(world, {"prefill": 0.5, "decode": 0.5, "request": 0.5})
+    monkeypatch.setattr("tests.test_measure.ISSUE_S", 0.25)
+    prefill, _, request = Loop(work, world, QUICK).measure()
+    assert request.unit_s == pytest.approx([0.75] * request.units), "0.25 s to ask, 0.5 s to do"
+    assert prefill.unit_s[1:] == pytest.approx([0.5] * (prefill.units - 1))
+
+
 def test_long_units_are_fewer_in_a_window_that_only_checks_others(world: World) -> None:
     *_, check = Loop(
         Points(world, {"prefill": 1, "decode": 1, "request": 6.0}), world, QUICK

@@ -11,8 +11,9 @@ step). For each kind of window a point goes through
 
 Inside a window each unit gets a mark on the device's timeline, and Python never runs more
 than two units ahead, so the window ends when its time has passed on the device and not
-when Python believes so. Nothing else happens there: no printing, no garbage collection,
-no meter in this process.
+when Python believes so. In a window that only checks others it is never ahead: a request
+that is asked for while the one before still runs would hide the time that Python needs.
+Nothing else happens there: no printing, no garbage collection, no meter in this process.
 
 What exceeds the protocol's cap is cut, never below three units (two in a window that only
 checks others). A window that cannot do three is left out, with its reason, and the others are
@@ -279,12 +280,12 @@ class Loop:
         self.timeline.drain()
         start_ns = clock.now_ns()
         marks = [self.timeline.mark()]
-        told = start_ns
+        told, ahead = start_ns, 0 if name in self.work.brief else AHEAD
         while not enough(len(marks) - 1, clock.seconds_since(start_ns)):
             self.work.unit(name)
             marks.append(self.timeline.mark())
-            if len(marks) > AHEAD:
-                self.timeline.reach(marks[-1 - AHEAD])
+            if len(marks) > ahead:
+                self.timeline.reach(marks[-1 - ahead])
                 self.work.check()
             if clock.now_ns() - told > 1_000_000_000:
                 told = clock.now_ns()
