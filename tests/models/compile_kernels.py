@@ -7,7 +7,12 @@ its name, the card's capability and the bytes of shared memory that a program ta
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +42,9 @@ def compiled(kernel: JITFunction[Any], grid: object) -> Callable[..., None]:
         made = kernel.run(*args, grid=grid, warmup=True, **options)
         chained = options.get("chained", False)
         in_order(made.asm["ptx"], chained, early="weight" in kernel.arg_names)
-        print(kernel.fn.__name__, driver.active.get_current_device(), made.metadata.shared)
+        card = driver.active.get_current_device()
+        # Flushed, so that the lines of processes do not mix.
+        print(kernel.fn.__name__, card, made.metadata.shared, flush=True)
 
     return compile_only
 
@@ -123,30 +130,41 @@ def training() -> None:
         turn_into_gradient(torch.empty((2, vocab), **HALF), torch.zeros(2, dtype=torch.long), -100)
 
 
+PARTS = (
+    *(partial(branches, group, size) for group, size in ((128, 128), (7, 128), (16, 64))),
+    *(partial(rows, group, size) for group, size in ((128, 128), (16, 128), (16, 64))),
+    partial(decode, 2, 4, 4, 128, 128),
+    partial(decode, 1, 1, 16, 64, 640),
+    distances,
+    partial(latents, 16, 512, 64),
+    training,
+    heads,
+    partial(vector, 96),
+    partial(vector, 4096),
+)
+"""All that is compiled, what takes longest first: it may not be left over for the end."""
+
+
+def compile_for(capability: int, part: Callable[[], None]) -> None:
+    """Compile one part for a card that Triton takes for the one that is here."""
+    card = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
+        get_current_device=lambda: capability,
+        get_current_stream=lambda _: 0,
+    )
+    driver.set_active(card)
+    part()
+
+
 def main() -> None:
-    """Everything, for each card."""
+    """Everything, for each card, on at most four cores, as `scripts/check` takes them."""
     JITFunction.__getitem__ = compiled  # type: ignore[method-assign]
-    for capability in (80, 90):
-        card = SimpleNamespace(
-            get_current_target=lambda c=capability: GPUTarget("cuda", c, 32),
-            get_current_device=lambda c=capability: c,
-            get_current_stream=lambda _: 0,
-        )
-        driver.set_active(card)
-        decode(1, 1, 16, 64, 640)
-        decode(2, 4, 4, 128, 128)
-        distances()
-        latents(16, 512, 64)
-        vector(96)
-        vector(4096)
-        heads()
-        rows(16, 64)
-        rows(16, 128)
-        rows(128, 128)
-        branches(16, 64)
-        branches(7, 128)
-        branches(128, 128)
-        training()
+    # Forked, or each process would import torch and Triton again.
+    workers = min(4, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        work = itertools.product(PARTS, (80, 90))
+        for done in [pool.submit(compile_for, card, part) for part, card in work]:
+            done.result()
 
 
 if __name__ == "__main__":
