@@ -178,7 +178,7 @@ def _training(case: Case, spec: Training, shape: Shape, weights: float) -> Memor
     adapted = any(isinstance(t, Lora) for t in case.technique)
     held = ADAPTER_BYTES if adapted else cost.DTYPE_BYTES[spec.precision.params]
     element = cost.DTYPE_BYTES[spec.precision.compute]
-    rows = spec.micro_batch if isinstance(spec.micro_batch, int) else spec.batch
+    rows = spec.micro_batch_size
     tokens = rows * spec.sequence_length
     attention = _attention_kept(shape)
     kept = 7 * shape.hidden + 1.5 * attention + 3 * shape.ffn
@@ -229,8 +229,7 @@ def largest_batch(case: Case, shape: Shape, point: Point, available: float) -> i
     spec = case.workload
     tried: Iterable[tuple[int, Case, Point]]
     if isinstance(spec, Training):
-        rows = spec.micro_batch if isinstance(spec.micro_batch, int) else spec.batch
-        sizes = (n for n in divisors(spec.batch) if n < rows)
+        sizes = (n for n in divisors(spec.batch) if n < spec.micro_batch_size)
         tried = ((n, with_micro_batch(case, n), point) for n in sizes)
     else:
         powers = (1 << i for i in reversed(range((point.batch - 1).bit_length())))

@@ -144,6 +144,11 @@ class Training(Spec):
         return self
 
     @property
+    def micro_batch_size(self) -> int:
+        """Sequences in one forward pass: all of `batch` where no number is given."""
+        return self.micro_batch if isinstance(self.micro_batch, int) else self.batch
+
+    @property
     def budgeted(self) -> bool:
         """Whether the case declares how much is trained."""
         return self.steps is not None or self.tokens is not None

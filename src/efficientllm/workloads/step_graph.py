@@ -47,7 +47,7 @@ def resolve(spec: Training, shape: Shape | None, device: Device) -> bool:
         return False
     if spec.budget_steps is not None and spec.budget_steps < LEAST_STEPS:
         return False
-    rows = spec.micro_batch if isinstance(spec.micro_batch, int) else spec.batch
+    rows = spec.micro_batch_size
     if shape.layers * spec.batch // rows > MOST_LAYERS:
         return False
     a_layer = parameters(shape).products / shape.layers

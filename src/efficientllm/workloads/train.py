@@ -224,8 +224,7 @@ class Train:
     def _micro_batches(
         self, tokens: Tensor, targets: Tensor, documents: Documents | None
     ) -> list[tuple[Tensor, Tensor, Documents | None]]:
-        size = self._spec.micro_batch
-        count = self._spec.batch // size if isinstance(size, int) else 1
+        count = self._spec.batch // self._spec.micro_batch_size
         if documents is None:
             rows = zip(tokens.chunk(count), targets.chunk(count), strict=True)
             return [(t, g, None) for t, g in rows]
