@@ -251,12 +251,13 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
     compiled = how != "none" and not device.is_cpu
     one = point.batch == 1 and how != "none"
-    options = _one_row(assembly, how) if one else None
+    our_layers = how == "layer" and _ours(build)
+    chain = compiling.chained(device.torch) if one and our_layers else {}
+    options = _one_row(assembly, our_layers, chain) if one else None
     if how == "layer":
         compiling.compile_layers(decoder_layers(build.model), options=options)
         if isinstance(build.model, Decoder):
-            ends = compiling.chained(device.torch) if one else None
-            compiling.compile_ends(build.model, options=ends or None)
+            compiling.compile_ends(build.model, options=chain or None)
     graph = device.graphs and spec.cuda_graph == "auto"
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
@@ -281,20 +282,17 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
     )
 
 
-def _one_row(assembly: Assembly, how: str) -> dict[str, Any] | None:
-    """Make products with one row fast; Inductor's settings for what it writes itself.
+def _one_row(assembly: Assembly, our_layers: bool, chain: dict[str, Any]) -> dict[str, Any] | None:
+    """Make products with one row fast; Inductor's settings for what it writes, `chain` among them.
 
     Products of bare parameters (a user's own) are the library's.
     """
     build, resolved = assembly.build, assembly.resolved
     assert build is not None
-    by_layer = how == "layer" and _ours(build)
-    taken = take_vectors(build.model) if by_layer else 0
+    taken = take_vectors(build.model) if our_layers else 0
     linear = sum(isinstance(module, nn.Linear) for module in build.model.modules())
     resolved["vector_products"] = taken
-    options = compiling.chained(assembly.device.torch) if by_layer else {}
-    if taken < linear:
-        options |= compiling.VECTOR_OPTIONS
+    options = chain | (compiling.VECTOR_OPTIONS if taken < linear else {})
     if options:
         resolved["inductor"] = options
     return options or None
