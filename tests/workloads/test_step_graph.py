@@ -66,16 +66,14 @@ def apart(one: torch.Tensor, two: torch.Tensor) -> float:
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A stand-in for CUDA graphs: a replay runs the step, reading where it was captured."""
-    calls: list[int] = []
+    asked: list[int] = []
 
-    def capture(step: Callable[[], None], calls_before: int) -> Callable[[], None]:
-        calls.append(calls_before)
+    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
+        asked.append(calls)
         return step
 
-    monkeypatch.setattr(
-        step_graph, "capture", lambda step, calls: capture(step, calls_before=calls)
-    )
-    return calls
+    monkeypatch.setattr(step_graph, "capture", capture)
+    return asked
 
 
 @pytest.mark.parametrize("micro_batch", ["auto", 2])

@@ -57,6 +57,9 @@ def resolve(spec: Training, shape: Shape | None, device: Device) -> bool:
 class StepGraph:
     """Takes steps one at a time: the first as they are, the others as replays of one graph."""
 
+    settling = EAGER_STEPS + 1
+    """Steps until the graph is there."""
+
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
         """`step` trains on tokens and targets and gives the loss; shapes never change."""
         self._step = step

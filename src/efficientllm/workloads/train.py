@@ -31,7 +31,7 @@ from efficientllm.workloads.batches import Batches, split_documents
 from efficientllm.workloads.loss import loss_of, resolve
 from efficientllm.workloads.schedule import learning_rate
 from efficientllm.workloads.snapshot import Snapshot
-from efficientllm.workloads.step_graph import EAGER_STEPS, StepGraph
+from efficientllm.workloads.step_graph import StepGraph
 
 TORCH_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KEPT_LOSSES = 1 << 16
@@ -89,7 +89,7 @@ class Train:
     @property
     def settling(self) -> int:
         """Steps until the graph is there, if there is to be one."""
-        return 0 if self._graph is None else EAGER_STEPS + 1
+        return 0 if self._graph is None else self._graph.settling
 
     def unit(self, window: str) -> None:
         """One optimizer step."""
