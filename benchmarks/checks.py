@@ -23,6 +23,7 @@ from efficientllm.catalog.shape import Sparse
 from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend import attend, attend_masked
 from efficientllm.models.attend_cached import INSTALLED
+from efficientllm.models.feedforward import gated
 from efficientllm.models.position import Documents, Positions
 from efficientllm.models.sparse_branches import sparse_branches
 from efficientllm.models.sparse_reference import masked, means_of, sparse_reference
@@ -167,8 +168,7 @@ def gated_linear(device: torch.device, dtype: torch.dtype, *, width: int) -> Che
     inputs = draw(device, dtype, both=(2, 2048, 2 * width))
 
     def reference(both: Tensor) -> Tensor:
-        gate, up = both.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return gated(*both.chunk(2, dim=-1))
 
     return Check(swiglu, reference, inputs, f"2 x 2048 x {width}")
 

@@ -7,21 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efficientllm.models import swiglu as room
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.feedforward import FeedForward
+from efficientllm.models.feedforward import FeedForward, gated
 from efficientllm.models.fuse import fuse
 from efficientllm.models.swiglu import swiglu, takes
 from tests import tiny
 from tests.models.kernels import DEVICE, DTYPE, agree, drawn, with_triton
-
-
-def plain(both: Tensor) -> Tensor:
-    gate, up = both.chunk(2, dim=-1)
-    return F.silu(gate) * up
 
 
 @pytest.fixture
@@ -49,7 +43,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 def test_the_kernels_gate_and_give_gradients(rows: tuple[int, ...], width: int) -> None:
     both = (3 * drawn(*rows, 2 * width, seed=0)).requires_grad_()
     exact = both.detach().float().requires_grad_()
-    found, right = swiglu(both), plain(exact)
+    found, right = swiglu(both), gated(*exact.chunk(2, dim=-1))
     assert found.dtype == both.dtype
     assert found.shape == right.shape
     agree(found, right)
@@ -122,8 +116,7 @@ class Plain(FeedForward):
     """The same layer as it is where no kernel is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).split(self.fused_sizes, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(gated(*self.gate_up_proj(x).split(self.fused_sizes, dim=-1)))
 
 
 @with_triton

@@ -32,4 +32,9 @@ class FeedForward(nn.Module):
             gate, up = both.split(self.fused_sizes, dim=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(gated(gate, up))
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU by its formula: what the kernels of `swiglu_kernel.py` are held against."""
+    return F.silu(gate) * up
