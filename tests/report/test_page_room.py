@@ -57,6 +57,20 @@ def test_drawings_of_the_newest_rows_go_before_a_row_that_something_leads_to(
     assert all(each.details <= led for each in bare)
 
 
+def test_no_row_is_weighed_where_leaving_out_drawings_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(html, "MAX_BYTES", 1000)
+    rendered: list[tuple[int, int]] = []
+
+    def text(shown: int, drawn: int) -> str:
+        rendered.append((shown, drawn))
+        return "x" * (10 * shown + 50 * drawn)
+
+    assert len(html._fitting(text, 20, 5)) == 10 * 20 + 50 * html.DRAWN
+    assert rendered == [(20, 20), (20, html.DRAWN)]
+
+
 def test_no_link_leads_to_a_row_that_there_was_no_room_for(
     records: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:

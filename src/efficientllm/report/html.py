@@ -131,6 +131,8 @@ def _fitting(text: Callable[[int, int], str], rows: int, led_to: int) -> str:
         if _over(found) <= 0:
             break
         found = text(shown, drawn)
+        if shown == fewest or _over(found) <= 0:
+            continue
         for_each = max(1, (_over(found) - _over(text(1, drawn))) // shown)
         while shown > fewest and (over := _over(found)) > 0:
             shown = max(fewest, shown - 1 - over // for_each)
