@@ -22,7 +22,7 @@ from efficientllm.record import PointResult, Unsupported
 from efficientllm.scoring import evaluate
 from efficientllm.spec.case import Case
 from efficientllm.techniques.peft import merge_adapters
-from efficientllm.workloads import compiling, step_graph
+from efficientllm.workloads import compiling, graphs
 from efficientllm.workloads.generate import Generate
 from efficientllm.workloads.probe import Probe
 from efficientllm.workloads.train import Train
@@ -140,13 +140,34 @@ def test_a_small_step_is_captured_where_the_device_can_and_the_record_says_so(
         captured.append(calls)
         return step
 
-    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     for wanted in ("auto", "none"):
         workload = home.training("pretrain", steps=24, cuda_graph=wanted)
         assembly, task = home.assemble(device=GRAPHS, model=home.backbone(), workload=workload)
         assert assembly.resolved["graph"] is (wanted == "auto")
         run(assembly, task, "step", 5)
     assert captured == [0]
+
+
+def test_a_small_prompt_is_captured_where_the_device_can_and_the_record_says_up_to_which(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[int] = []
+
+    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
+        captured.append(calls)
+        return step
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    for wanted, most, captures in (("auto", 2 * 24, 2), ("auto", 2 * 24 - 1, 0), ("none", 0, 0)):
+        monkeypatch.setattr(graphs, "most_tokens", lambda shape, most=most: most)
+        workload = home.generate(cuda_graph=wanted, compile="none")  # 2 prompts of 24 tokens
+        assembly, task = home.assemble(device=GRAPHS, model=home.backbone(), workload=workload)
+        captured.clear()
+        for _ in range(2):
+            run(assembly, task, "prefill", 1)
+        assert assembly.resolved["prefill_graph_tokens"] == most
+        assert len(captured) == captures
 
 
 def test_what_matching_left_over_is_told_of_a_matched_backbone_only(home: Home) -> None:

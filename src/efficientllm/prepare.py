@@ -35,7 +35,7 @@ from efficientllm.techniques import apply
 from efficientllm.techniques.build import DTYPE_NAMES, DTYPES, Build
 from efficientllm.techniques.peft import decoder_layers
 from efficientllm.techniques.quantize import Quantization, refuse_few_rows
-from efficientllm.workloads import compiling, step_graph
+from efficientllm.workloads import compiling, graphs, step_graph
 from efficientllm.workloads.batches import Batches, Packed, Stream, prompts
 from efficientllm.workloads.generate import Generate as GenerateWork
 from efficientllm.workloads.loss import resolve as resolve_loss
@@ -145,8 +145,7 @@ def _first_dtype(case: Case) -> torch.dtype | None:
 
 def _apply(build: Build, techniques: Techniques, resolved: dict[str, Any]) -> None:
     """Apply techniques in order; fuse before quantizing, unless adapters follow."""
-    adapters = any(isinstance(t, Lora) for t in techniques)
-    fused = 0
+    adapters, fused = any(isinstance(t, Lora) for t in techniques), 0
     for technique in techniques:
         if isinstance(technique, Quantization) and not adapters:
             fused += fuse(build.model)
@@ -259,6 +258,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
         if isinstance(build.model, Decoder):
             compiling.compile_ends(build.model, options=chain or None)
     graph = device.graphs and spec.cuda_graph == "auto"
+    prefill_graph = graphs.most_tokens(build.shape) if graph and _ours(build) else 0
     corpus = read_corpus(spec.data, "train")
     if build.shape is not None and _ours(build):
         attention = prefill_of(build.shape, device.torch, dtype, attention)
@@ -269,6 +269,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
         "attention": attention,
         "compile": how,
         "graph": graph,
+        "prefill_graph_tokens": prefill_graph,
         "activations": DTYPE_NAMES.get(dtype, str(dtype)),
         "text_sha256": corpus.sha256,
     }
@@ -277,6 +278,7 @@ def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> G
         *(assembly.face, tokens, spec, point, device),
         compile_model=how == "model",
         graph=graph,
+        prefill_graph=point.batch * point.context <= prefill_graph,
         compile_choice=compiled,
         options=options,
     )

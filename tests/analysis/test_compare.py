@@ -234,6 +234,19 @@ def test_unequal_generation_and_unequal_stages_are_refused() -> None:
         compare(row(BF16, (0.01,)), training((0.1,)))
 
 
+def test_a_prompt_in_one_graph_beside_one_without_is_stated() -> None:
+    (point,) = BF16.points
+    tokens = point.batch * point.context
+    cases = ((tokens, tokens - 1, True), (tokens, tokens + 1, False), (None, 0, False))
+    for one, two, stated in cases:
+        rows = [
+            row(BF16, (0.01,) * 3, resolved={} if most is None else {"prefill_graph_tokens": most})
+            for most in (one, two)
+        ]
+        found = ("prefill in one CUDA graph: True -> False",) if stated else ()
+        assert compare(*rows).conditions == found
+
+
 def test_micro_batches_and_machines_may_differ_and_are_stated() -> None:
     a = training((0.1,) * 3, resolved={"micro_batch": 4, "attention": "cudnn"})
     other = {"micro_batch": 1, "attention": "flash", "graph": True}

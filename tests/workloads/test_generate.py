@@ -11,12 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from efficientllm.cost import kv_bytes_per_token
-from efficientllm.device import CAPTURE_CALLS, Device
+from efficientllm.device import Device
 from efficientllm.models.language_model import face
 from efficientllm.record import PointResult, Unsupported
 from efficientllm.spec.case import Point
 from efficientllm.spec.workload import Generate as Spec
-from efficientllm.workloads import generate
+from efficientllm.workloads import graphs
 from efficientllm.workloads.generate import Generate, most_likely
 from tests import tiny
 
@@ -24,7 +24,13 @@ EMPTY = PointResult(point_id="0", batch=1, context=1)
 
 
 def work(
-    model: Any, *, batch: int = 2, context: int = 5, new_tokens: int = 4, graph: bool = False
+    model: Any,
+    *,
+    batch: int = 2,
+    context: int = 5,
+    new_tokens: int = 4,
+    graph: bool = False,
+    prefill_graph: bool = False,
 ) -> Generate:
     return Generate(
         face(model),
@@ -34,6 +40,7 @@ def work(
         tiny.CPU,
         compile_model=False,
         graph=graph,
+        prefill_graph=prefill_graph,
     )
 
 
@@ -150,27 +157,60 @@ def test_models_without_a_static_cache_say_so() -> None:
         work(model)
 
 
-@pytest.mark.parametrize(("context", "new_tokens"), [(5, 4), (62, 2)], ids=["room", "no room"])
-def test_capturing_a_step_stays_inside_the_cache_and_changes_no_token(
-    context: int, new_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """A stand-in for CUDA graphs: it runs the step as often as capture does, then replays it."""
-    captured = []
+    seen: list[Callable[[], None]] = []
 
-    def capture(step: Callable[[], None]) -> Callable[[], None]:
-        for _ in range(CAPTURE_CALLS):
+    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
+        for _ in range(calls):
             step()
-        captured.append(step)
+        seen.append(step)
         return step
 
-    monkeypatch.setattr(generate, "capture", capture)
-    graphed = work(tiny.decoder(), context=context, new_tokens=new_tokens, graph=True)
+    monkeypatch.setattr(graphs, "capture", capture)
+    return seen
+
+
+@pytest.mark.parametrize("prefill_graph", [False, True])
+@pytest.mark.parametrize(("context", "new_tokens"), [(5, 4), (62, 2)], ids=["room", "no room"])
+def test_capturing_a_step_stays_inside_the_cache_and_changes_no_token(
+    context: int, new_tokens: int, prefill_graph: bool, captured: list[Callable[[], None]]
+) -> None:
+    sizes = {"context": context, "new_tokens": new_tokens}
+    graphed = work(tiny.decoder(), **sizes, graph=True, prefill_graph=prefill_graph)
+    if prefill_graph:
+        graphed.unit("prefill")
     for _ in range(5):
         graphed.unit("decode")
     graphed.unit("request")
-    plain = work(tiny.decoder(), context=context, new_tokens=new_tokens)
+    plain = work(tiny.decoder(), **sizes)
     assert digest(graphed) == digest(plain)
-    assert len(captured) == 1
+    assert len(captured) == 1 + prefill_graph
+
+
+def test_the_graphs_are_let_go_with_the_work(captured: list[Callable[[], None]]) -> None:
+    of = work(tiny.decoder(), graph=True, prefill_graph=True)
+    of.unit("request")
+    assert len(captured) == 2
+    of.close()
+    assert of._replay is None
+    assert of._replay_prefill is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a graph of a GPU")
+def test_a_real_graph_of_a_prefill_changes_no_token() -> None:
+    model, device = tiny.decoder().cuda(), Device(torch.device("cuda", 0), graphs=True)
+    made = [
+        Generate(
+            *(face(model), tiny.tokens(2, 5), Spec(new_tokens=4), Point(2, 5), device),
+            compile_model=False,
+            graph=graph,
+            prefill_graph=graph,
+        )
+        for graph in (True, False)
+    ]
+    assert digest(made[0]) == digest(made[1])
 
 
 def test_closing_frees_the_cache() -> None:
@@ -198,22 +238,16 @@ def test_the_most_likely_token_is_found_in_two_steps(vocab: int) -> None:
 
 @pytest.mark.parametrize("new_tokens", [2, 4, 8])
 def test_learned_positions_are_needed_for_tokens_and_not_for_slots(
-    monkeypatch: pytest.MonkeyPatch, new_tokens: int
+    captured: list[Callable[[], None]], new_tokens: int
 ) -> None:
     """Neither by decoding nor by capturing a step, which goes a few slots further."""
     model = tiny.decoder(tiny.shape(position="learned", max_positions=64 + new_tokens))
-
-    def capture(step: Callable[[], None]) -> Callable[[], None]:
-        for _ in range(CAPTURE_CALLS):
-            step()
-        return step
-
-    monkeypatch.setattr(generate, "capture", capture)
-    plain, captured = (
+    plain, graphed = (
         work(model, context=64, new_tokens=new_tokens, graph=graph) for graph in (False, True)
     )
-    for of in (plain, captured):
+    for of in (plain, graphed):
         of.unit("request")
-    assert digest(plain) == digest(captured)
+    assert digest(plain) == digest(graphed)
+    assert len(captured) == 1
     with pytest.raises(Unsupported, match=f"{64 + new_tokens} learned positions and"):
         work(model, context=64, new_tokens=new_tokens + 1)

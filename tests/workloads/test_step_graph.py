@@ -13,7 +13,7 @@ from efficientllm.catalog.shape import presets
 from efficientllm.device import Device
 from efficientllm.models.language_model import face
 from efficientllm.spec.workload import AdamW, Finetune, Precision, Pretrain, Training
-from efficientllm.workloads import step_graph
+from efficientllm.workloads import graphs, step_graph
 from efficientllm.workloads.batches import Stream
 from efficientllm.workloads.step_graph import EAGER_STEPS, resolve
 from efficientllm.workloads.train import Train
@@ -72,7 +72,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(calls)
         return step
 
-    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     return asked
 
 
@@ -141,7 +141,7 @@ def test_a_step_that_cannot_be_captured_says_how_to_train_without(
     def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
         raise error
 
-    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(graphs, "capture", capture)
     steps = step_graph.StepGraph(lambda tokens, targets: (tokens + targets).sum())
     tokens = torch.ones(1, 2)
     for _ in range(EAGER_STEPS):

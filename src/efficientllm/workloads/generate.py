@@ -7,7 +7,8 @@ the requested length is reached. A request is then prefill plus (new_tokens - 1)
 steps; a short window of whole requests checks that sum.
 
 Greedy: the next token is the most likely one, chosen on the device, so Python never
-waits. On CUDA the decode step is compiled and captured in one graph.
+waits. On CUDA the decode step is compiled and captured in one graph, and so is a prefill that
+is so small that it waits for Python.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from efficientllm.device import CAPTURE_CALLS, Device, capture, free_cached, to_device
+from efficientllm.device import CAPTURE_CALLS, Device, free_cached, to_device
 from efficientllm.models.language_model import LanguageModel
 from efficientllm.record import PointResult
 from efficientllm.spec.case import Point
 from efficientllm.spec.workload import Generate as Spec
 from efficientllm.workloads import compiling
+from efficientllm.workloads.graphs import captured
 
 
 class Generate:
@@ -45,6 +47,7 @@ class Generate:
         *,
         compile_model: bool,
         graph: bool,
+        prefill_graph: bool = False,
         compile_choice: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -61,8 +64,9 @@ class Generate:
             compiling.compiled(face.decode, options=options) if compile_model else face.decode
         )
         self._choose = compiling.compiled(most_likely) if compile_choice else most_likely
-        self._graph = graph
+        self._graph, self._prefill_graph = graph, prefill_graph
         self._replay: Callable[[], None] | None = None
+        self._replay_prefill: Callable[[], None] | None = None
         self._position = point.context
         self._visible: list[int] = []
         self._generated: list[Tensor] = []
@@ -132,7 +136,7 @@ class Generate:
 
     def close(self) -> None:
         """Free the cache and the graph's memory pool."""
-        self._replay = None
+        self._replay = self._replay_prefill = None
         self._generated.clear()
         del self._cache, self._decode
         compiling.reset()
@@ -150,10 +154,15 @@ class Generate:
                 self._generated.append(self._token.clone())
 
     def _prefill(self) -> None:
+        if self._prefill_graph and self._replay_prefill is None:
+            self._replay_prefill = captured(self._fill, "the prefill")
+        (self._replay_prefill or self._fill)()
+        self._position = self._point.context
+
+    def _fill(self) -> None:
         logits = self._face.prefill(self._prompts, self._cache)
         self._token.copy_(self._choose(logits))
         self._slot.fill_(self._point.context)
-        self._position = self._point.context
 
     def _decode_step(self) -> None:
         if self._position >= self._point.context + self._new_tokens - 1:
@@ -172,7 +181,7 @@ class Generate:
         if self._graph and self._replay is None:
             # Capturing runs the step CAPTURE_CALLS times, each one slot further.
             self._slot.fill_(min(self._position, self._length - CAPTURE_CALLS))
-            self._replay = capture(self._step)
+            self._replay = captured(self._step, "the decode step")
             self._slot.fill_(self._position)
 
     def _step(self) -> None:

@@ -1,10 +1,9 @@
 """A whole training step in one CUDA graph, for models whose steps wait for Python.
 
-A small step takes longer to launch than to compute. With 30M parameters and 16,384 tokens an
-H200 computes 14 ms of a step of 24 to 30 with multi-head attention, and 17 of 50 with NSA, so
-what is measured is Python, and more of it the more kernels a variant has. A graph launches all
-of them at once. From some 0.5B on launches hide behind kernels: there a graph gains nothing
-(285.9 against 285.4 ms on an H100) but keeps the memory of a step for good.
+With 30M parameters and 16,384 tokens an H200 computes 14 ms of a step of 24 to 30 with
+multi-head attention, and 17 of 50 with NSA. From some 0.5B on launches hide behind kernels:
+there a graph gains nothing (285.9 against 285.4 ms on an H100) but keeps the memory of a step
+for good.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from efficientllm.catalog.shape import Shape
-from efficientllm.device import Device, capture, is_lost, is_out_of_memory
-from efficientllm.parameters import parameters
+from efficientllm.device import Device
 from efficientllm.spec.workload import Pretrain, Training
+from efficientllm.workloads.graphs import captured, most_tokens
 
 EAGER_STEPS = 3
 """Steps before the capture: they compile, choose kernels and make the optimizer's states."""
@@ -27,31 +26,22 @@ LEAST_STEPS = 24
 MOST_LAYERS = 256
 """Layers of all micro-batches together: a graph holds every kernel of them, some hundred each."""
 
-LARGEST_PASS = 2e11
-"""Multiply-adds of one layer and micro-batch up to which a graph is taken.
-
-About 3 ms of forward and backward at 400 TFLOP/s, the time that a layer takes Python with
-multi-head attention; NSA takes it 5.
-"""
-
 
 def resolve(spec: Training, shape: Shape | None, device: Device) -> bool:
     """What `cuda_graph: auto` means here: whether a step of this size waits for Python.
 
-    Taken with our own attentions alone: what a user's does while it is captured is not known.
     Losses that scale (fp16) or count on the host (liger) cannot be captured.
     """
     if not isinstance(spec, Pretrain) or spec.cuda_graph == "none" or not device.graphs:
         return False
-    if shape is None or shape.custom or spec.loss == "liger" or spec.precision.compute == "fp16":
+    if shape is None or spec.loss == "liger" or spec.precision.compute == "fp16":
         return False
     if spec.budget_steps is not None and spec.budget_steps < LEAST_STEPS:
         return False
     rows = spec.micro_batch_size
     if shape.layers * spec.batch // rows > MOST_LAYERS:
         return False
-    a_layer = parameters(shape).products / shape.layers
-    return a_layer * rows * spec.sequence_length <= LARGEST_PASS
+    return rows * spec.sequence_length <= most_tokens(shape)
 
 
 class StepGraph:
@@ -84,15 +74,7 @@ class StepGraph:
     def _capture(self, tokens: Tensor, targets: Tensor) -> None:
         # A graph reads where it read when it was captured, so the batch has a place of its own.
         self._tokens, self._targets = tokens.clone(), targets.clone()
-        try:
-            self._replay = capture(self._captured, calls=0)
-        except RuntimeError as error:
-            if is_out_of_memory(error) or is_lost(error):
-                raise
-            raise RuntimeError(
-                "the training step could not be captured in a CUDA graph"
-                f" (workload.cuda_graph=none trains without one): {error}"
-            ) from error
+        self._replay = captured(self._captured, "the training step", calls=0)
 
     def _captured(self) -> None:
         self._loss = self._step(self._tokens, self._targets)
