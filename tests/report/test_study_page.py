@@ -559,6 +559,26 @@ def test_training_is_paid_in_seconds_where_fewer_than_two_have_joules() -> None:
     assert spent({"mha": table["mha"]}).unit == "joules"
 
 
+def test_a_training_without_a_window_took_no_seconds_that_anybody_knows() -> None:
+    """As after a resumption at its last step: all of the curve is there."""
+    without = made.trained("gqa", 1, readings=())
+    (point,) = without.points
+    bare = {"points": (point.model_copy(update={"windows": ()}),)}
+    seeds = [made.trained("gqa", 0, readings=()), without.model_copy(update=bare)]
+    (mixed,), (none,) = rows(seeds), rows(seeds[1:])
+    cost = spent({"gqa": mixed})
+    assert cost.unit == "seconds"
+    reason = "no step window was measured"
+    assert cost.notes[1:] == (f"gqa: seed 1 with the seconds a token took the others ({reason}).",)
+    first, second = (cost.per_token(view) for view in mixed.views)
+    assert second == first > 0
+    (other,) = rows([made.trained("mha", readings=())])
+    cost = spent({"mha": other, "gqa": none})
+    assert list(cost.rows) == ["mha"]
+    assert cost.notes[1:] == (f"gqa is left out: no seconds of seed 1: {reason}.",)
+    assert learning_chart({"gqa": none}, ["gqa"]).reason == reason
+
+
 def test_invalid_joules_are_on_no_axis() -> None:
     table = trainings(learned()).rows
     readings = (samples.counter(500.0), samples.power(250.0))  # they differ by half
