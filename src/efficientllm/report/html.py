@@ -262,7 +262,7 @@ def _stage(key: str, rows: list[Row], here: str) -> Stage:
             tuple((shown, row.cell(shown.column.metric.key)) for shown in columns),
             row.record.machine.name == here,
         )
-        for row in rows
+        for row in sorted(rows, key=lambda row: row.record.machine.name != here)
     ]
     return Stage(
         key,
