@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from efficientllm.models import attend as attend_module
-from efficientllm.models.attend import attend, attend_masked, attend_window, scored_only
+from efficientllm.models.attend import attend, attend_masked, attend_scored, scored_only
 from efficientllm.models.attend_cached import attend_cache
 from efficientllm.models.encoding import Rotary
 from efficientllm.models.position import Documents, Positions, rotate
@@ -48,13 +48,34 @@ def test_each_query_sees_itself_and_what_came_before(kv_heads: int) -> None:
             assert out[0, head, t].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize(("length", "window"), [(5, 1), (37, 8), (130, 128)])
+SCORED = {
+    "none": Positions(),
+    "learned": Positions(bias=random(4, 9, seed=9).float()),
+    "slopes": Positions(slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625])),
+}
+
+
+@pytest.mark.parametrize(("length", "window"), [(5, 1), (37, 8), (130, 128), (37, None)])
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_a_window_by_a_mask_is_the_window(kv_heads: int, length: int, window: int) -> None:
+@pytest.mark.parametrize("biases", SCORED)
+def test_windows_and_biases_by_a_mask_are_what_they_are(
+    biases: str, kv_heads: int, length: int, window: int | None
+) -> None:
     q, k, v = (random(2, n, length, 8, seed=n) for n in (4, kv_heads, kv_heads))
-    found = attend_window(q, k, v, window)
-    whole = attend(q, k, v, window=window)  # its scores are float32
-    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+    found = attend_scored(q, k, v, SCORED[biases], window)
+    whole = attend_masked(q, k, v, SCORED[biases], window)  # its scores are float32
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_biases_are_added_in_float32_under_autocast_too() -> None:
+    """In bf16 a penalty of 2.57 is 2.5625."""
+    q, k, v = (random(1, 4, 300, 8, seed=n).bfloat16() for n in (1, 2, 3))
+    steep = Positions(slopes=torch.tensor([0.02, 0.011, 0.007, 0.003]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend_scored(q, k, v, steep, None)
+    whole = attend_masked(*(x.double() for x in (q, k, v)), steep, None)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), whole, rtol=5e-3, atol=1e-4)
 
 
 def test_windows_are_masked_only_while_nothing_is_but_scored() -> None:
@@ -68,12 +89,15 @@ def test_windows_are_masked_only_while_nothing_is_but_scored() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="chooses between kernels of a GPU")
-@pytest.mark.parametrize("length", [300, 1024])
-def test_scoring_a_window_on_a_gpu_is_the_reference(length: int) -> None:
-    q, k, v = (random(2, n, length, 32, seed=n).cuda().bfloat16() for n in (16, 1, 1))
-    whole = attend_masked(*(x.float() for x in (q, k, v)), Positions(), 256)
-    with torch.inference_mode(), scored_only():
-        found = attend(q, k, v, window=256)
+@pytest.mark.parametrize("length", [300, 301, 1024])
+@pytest.mark.parametrize("biases", SCORED)
+def test_scoring_windows_and_biases_on_a_gpu_is_the_reference(biases: str, length: int) -> None:
+    q, k, v = (random(2, n, length, 32, seed=n).cuda().bfloat16() for n in (4, 1, 1))
+    on = Positions(*(x if x is None else x.cuda() for x in SCORED[biases]))
+    window = 256 if biases == "none" else None
+    whole = attend_masked(*(x.float() for x in (q, k, v)), on, window)
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16), scored_only():
+        found = attend(q, k, v, on, window)
     assert (found.float() - whole).norm() < 0.01 * whole.norm()
 
 
