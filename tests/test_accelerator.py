@@ -154,6 +154,8 @@ def test_the_allocators_peaks_are_in_the_record(records: dict[str, Record]) -> N
 def test_every_meter_of_the_card_and_of_the_host_was_read(records: dict[str, Record]) -> None:
     on_card = {"energy", "power", "device_memory", "gpm", "clocks"}
     for name, record in records.items():
+        if record.outcome.status == "unsupported":
+            continue  # it ends before the sampler has to have read anything
         found = {(reading.meter, reading.device) for reading in record.readings}
         assert found == {(m, "gpu") for m in on_card} | {
             ("process_memory", "host"),
