@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from efficientllm.assembly import Assembly
 from efficientllm.describe import build_facts
 from efficientllm.device import Device
 from efficientllm.journal import Task
 from efficientllm.matching import residual
 from efficientllm.models.checkpoint import save_checkpoint
 from efficientllm.models.decoder import Decoder
-from efficientllm.prepare import Assembly, assemble, work_for
+from efficientllm.prepare import assemble, work_for
 from efficientllm.record import PointResult, Unsupported
 from efficientllm.scoring import evaluate
 from efficientllm.spec.case import Case
@@ -27,6 +27,7 @@ from efficientllm.workloads.generate import Generate
 from efficientllm.workloads.probe import Probe
 from efficientllm.workloads.train import Train
 from tests import tiny
+from tests.graphs import stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -57,6 +58,21 @@ class Home:
         fields = {"kind": kind, "sequence_length": 32, "batch": 4, "steps": 3}
         data = str(self.folder / ("pairs.jsonl" if pairs else "running.jsonl"))
         return fields | {"data": data, "precision": FLOAT32} | changes
+
+    def llama(self) -> str:
+        """A checkpoint that both implementations take."""
+        config = LlamaConfig(
+            vocab_size=272,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        folder = self.folder / "llama"
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tiny.byte_vocabulary().save(folder)
+        return str(folder)
 
     def generate(self, **changes: Any) -> dict[str, Any]:
         points = {"batch": [2], "context": [24]}
@@ -134,13 +150,7 @@ def test_pretraining_trains_every_weight_of_our_decoder_in_fused_layers(home: Ho
 def test_a_small_step_is_captured_where_the_device_can_and_the_record_says_so(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captured: list[int] = []
-
-    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
-        captured.append(calls)
-        return step
-
-    monkeypatch.setattr(graphs, "capture", capture)
+    captured = stand_in(monkeypatch)
     for wanted in ("auto", "none"):
         workload = home.training("pretrain", steps=24, cuda_graph=wanted)
         assembly, task = home.assemble(device=GRAPHS, model=home.backbone(), workload=workload)
@@ -149,25 +159,21 @@ def test_a_small_step_is_captured_where_the_device_can_and_the_record_says_so(
     assert captured == [0]
 
 
-def test_a_small_prompt_is_captured_where_the_device_can_and_the_record_says_up_to_which(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("wanted", "most", "names"),
+    [("auto", 48, ("prefill",)), ("auto", 47, ()), ("none", 48, ())],
+)
+def test_a_small_prompt_is_captured_where_the_device_can_and_the_record_says_so(
+    home: Home, monkeypatch: pytest.MonkeyPatch, wanted: str, most: int, names: tuple[str, ...]
 ) -> None:
-    captured: list[int] = []
-
-    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
-        captured.append(calls)
-        return step
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    for wanted, most, captures in (("auto", 2 * 24, 2), ("auto", 2 * 24 - 1, 0), ("none", 0, 0)):
-        monkeypatch.setattr(graphs, "most_tokens", lambda shape, most=most: most)
-        workload = home.generate(cuda_graph=wanted, compile="none")  # 2 prompts of 24 tokens
-        assembly, task = home.assemble(device=GRAPHS, model=home.backbone(), workload=workload)
-        captured.clear()
-        for _ in range(2):
-            run(assembly, task, "prefill", 1)
-        assert assembly.resolved["prefill_graph_tokens"] == most
-        assert len(captured) == captures
+    captured = stand_in(monkeypatch)
+    monkeypatch.setattr(graphs, "most_tokens", lambda shape: most)
+    workload = home.generate(cuda_graph=wanted, compile="none")  # 2 prompts of 24 tokens
+    assembly, task = home.assemble(device=GRAPHS, model=home.backbone(), workload=workload)
+    work = run(assembly, task, "prefill", 2)
+    assert isinstance(work, Generate)
+    assert work.result(EMPTY).captured == names
+    assert len(captured) == len(names)
 
 
 def test_what_matching_left_over_is_told_of_a_matched_backbone_only(home: Home) -> None:
@@ -356,21 +362,26 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(home: Home) -> None:
         home.assemble(model=home.backbone(vocab=256), workload=home.training("pretrain"))
 
 
+def test_what_is_captured_of_another_implementation_is_the_decode_step_alone(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache counts in Python too."""
+    stand_in(monkeypatch)
+    captured = {}
+    for arm in ("decoder", "transformers"):
+        model = {"kind": "checkpoint", "source": home.llama(), "implementation": arm}
+        workload = home.generate(compile="none")
+        assembly, task = home.assemble(device=GRAPHS, model=model, workload=workload)
+        work = run(assembly, task, "request", 1)
+        assert isinstance(work, Generate)
+        captured[arm] = work.result(EMPTY).captured
+    assert captured == {"decoder": ("prefill", "decode"), "transformers": ("decode",)}
+
+
 def test_transformers_own_model_gets_one_document_a_row(home: Home) -> None:
-    config = LlamaConfig(
-        vocab_size=272,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    folder = home.folder / "llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tiny.byte_vocabulary().save(folder)
     found = {}
     for arm in ("decoder", "transformers"):
-        model = {"kind": "checkpoint", "source": str(folder), "implementation": arm}
+        model = {"kind": "checkpoint", "source": home.llama(), "implementation": arm}
         workload = home.training("finetune", pairs=True, batch=3, sequence_length=64)
         assembly, task = home.assemble(model=model, technique="full", workload=workload)
         work = run(assembly, task, "step", 1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from efficientllm import scoring
+from efficientllm.assembly import Assembly
 from efficientllm.journal import Task
-from efficientllm.prepare import Assembly
 from efficientllm.spec.case import Case
 from tests import samples, tiny
 

@@ -42,22 +42,29 @@ def open_device(kind: str) -> Device:
     return Device(device, graphs=device.type == "cuda")
 
 
-def capture(step: Callable[[], None], calls: int = CAPTURE_CALLS) -> Callable[[], None]:
-    """Capture a step in a CUDA graph; what comes back replays it.
-
-    The step is run `calls` times on a side stream first, as capture asks; none is for a step
-    that was run before and must not be repeated. Captured by hand: torch.compile's own graphs
-    are skipped as soon as the cache is mutated.
-    """
+def run_aside(step: Callable[[], None], calls: int = CAPTURE_CALLS) -> None:
+    """Run a step on a side stream, as capturing it asks: it compiles and chooses kernels there."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(calls):
             step()
     torch.cuda.current_stream().wait_stream(side)
+
+
+def capture(step: Callable[[], None]) -> Callable[[], None]:
+    """Capture a step that was run before in a CUDA graph; what comes back replays it.
+
+    Captured by hand: torch.compile's own graphs are skipped as soon as the cache is mutated.
+    cuBLAS keeps a workspace of 32 MiB for every stream that it was ever called on. Those are let
+    go before, or the record would hold one for each graph, and after, as what the graph needs of
+    them is its own.
+    """
     graph = torch.cuda.CUDAGraph()
+    torch._C._cuda_clearCublasWorkspaces()
     with torch.cuda.graph(graph):
         step()
+    torch._C._cuda_clearCublasWorkspaces()
     return graph.replay
 
 

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from efficientllm.assembly import Assembly
 from efficientllm.device import free_cached, is_lost
 from efficientllm.journal import Journal, Task
-from efficientllm.prepare import Assembly
 from efficientllm.record import CurvePoint
 from efficientllm.scoring import evaluate
 from efficientllm.spec.workload import Training

@@ -6,73 +6,42 @@ told in `resolved`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
+from efficientllm.assembly import Assembly, ours, pinned
 from efficientllm.catalog.shape import Shape
 from efficientllm.clock import sleep
-from efficientllm.device import Device, leave_attention_open, pin_attention
+from efficientllm.device import Device
 from efficientllm.journal import Task
 from efficientllm.matching import residual
 from efficientllm.models.admission import admit
-from efficientllm.models.attend import kernel
 from efficientllm.models.checkpoint import build_model
 from efficientllm.models.decoder import Decoder
-from efficientllm.models.decoding import decoding_of, prefill_of
 from efficientllm.models.fuse import fuse
-from efficientllm.models.language_model import LanguageModel, face
-from efficientllm.models.vector import take_vectors
 from efficientllm.parameters import parameters
+from efficientllm.prepare_generation import generation
 from efficientllm.spec.case import Case, Point
 from efficientllm.spec.technique import Cast, Lora, Techniques
 from efficientllm.spec.workload import Finetune, Generate, Pretrain, Probe, Training
 from efficientllm.techniques import apply
-from efficientllm.techniques.build import DTYPE_NAMES, DTYPES, Build
+from efficientllm.techniques.build import DTYPES, Build
 from efficientllm.techniques.peft import decoder_layers
-from efficientllm.techniques.quantize import Quantization, refuse_few_rows
-from efficientllm.workloads import compiling, graphs, step_graph
-from efficientllm.workloads.batches import Batches, Packed, Stream, prompts
+from efficientllm.techniques.quantize import Quantization
+from efficientllm.workloads import compiling, step_graph
+from efficientllm.workloads.batches import Batches, Packed, Stream
 from efficientllm.workloads.generate import Generate as GenerateWork
 from efficientllm.workloads.loss import resolve as resolve_loss
 from efficientllm.workloads.probe import Probe as ProbeWork
 from efficientllm.workloads.selection import training_text
-from efficientllm.workloads.text import Corpus, read_corpus
 from efficientllm.workloads.train import Train
-from efficientllm.workloads.vocabulary import Vocabulary, vocabulary_of
+from efficientllm.workloads.vocabulary import vocabulary_of
 
 UNBUDGETED_BATCHES = 64
 """Different batches that work without declared steps goes through before it repeats them."""
-
-
-@dataclass
-class Assembly:
-    """A case made ready on a device. A probe has neither model nor vocabulary."""
-
-    case: Case
-    device: Device
-    build: Build | None = None
-    vocabulary: Vocabulary | None = None
-    logical_params: int = 0
-    heldout: Corpus | None = None
-    """Read when it is first scored."""
-
-    resolved: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def face(self) -> LanguageModel:
-        """The model as workloads see it."""
-        assert self.build is not None
-        return face(self.build.model)
-
-    def save_vocabulary(self, folder: Path) -> None:
-        """Put the tokenizer beside saved weights."""
-        if self.vocabulary is not None:
-            self.vocabulary.save(folder)
 
 
 def assemble(case: Case, task: Task, device: Device) -> Assembly:
@@ -145,7 +114,8 @@ def _first_dtype(case: Case) -> torch.dtype | None:
 
 def _apply(build: Build, techniques: Techniques, resolved: dict[str, Any]) -> None:
     """Apply techniques in order; fuse before quantizing, unless adapters follow."""
-    adapters, fused = any(isinstance(t, Lora) for t in techniques), 0
+    adapters = any(isinstance(t, Lora) for t in techniques)
+    fused = 0
     for technique in techniques:
         if isinstance(technique, Quantization) and not adapters:
             fused += fuse(build.model)
@@ -162,8 +132,8 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
     if isinstance(spec, Pretrain):
         build.model.requires_grad_(True)
     compute = DTYPES[spec.precision.compute]
-    attention = _pinned(build, spec.attention, device, compute, spec.sequence_length)
-    how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=False)
+    attention = pinned(build, spec.attention, device, compute, spec.sequence_length)
+    how = compiling.resolve(spec.compile, device, ours=ours(build), decode=False)
     if how == "layer":
         layers = decoder_layers(build.model)
         compiling.compile_layers(layers, whole=build.adapted is None)
@@ -172,27 +142,10 @@ def _set_up_training(assembly: Assembly, spec: Training) -> None:
         "attention": attention,
         "compile": how,
         "loss": resolve_loss(spec.loss, vocab),
-        "graph": _ours(build) and step_graph.resolve(spec, build.shape, device),
+        "graph": ours(build) and step_graph.resolve(spec, build.shape, device),
         "micro_batch": spec.micro_batch,
         "tf32": torch.get_float32_matmul_precision(),
     }
-
-
-def _pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, length: int) -> str:
-    """Pin one back-end of plain attention; the name of the kernel that will run."""
-    shape = build.shape
-    if shape is not None and shape.custom and wanted == "auto":
-        leave_attention_open(device)
-        return shape.custom
-    grouped = shape is not None and shape.heads != shape.kv_heads
-    plain = pin_attention(wanted, device, dtype, length, grouped=grouped)
-    if shape is None or not _ours(build):
-        return plain
-    return kernel(shape, device.torch, dtype, length, plain)
-
-
-def _ours(build: Build) -> bool:
-    return isinstance(build.model, Decoder)
 
 
 def work_for(assembly: Assembly, point: Point, task: Task) -> Train | GenerateWork | ProbeWork:
@@ -202,7 +155,7 @@ def work_for(assembly: Assembly, point: Point, task: Task) -> Train | GenerateWo
         case Probe():
             return ProbeWork(spec, assembly.device, sleep)
         case Generate():
-            return _generate(assembly, spec, point, task)
+            return generation(assembly, spec, point, task.seed)
         case Pretrain() | Finetune():
             assert assembly.build is not None
             return Train(
@@ -238,63 +191,3 @@ def _batches(assembly: Assembly, spec: Pretrain | Finetune, task: Task) -> Batch
     if spec.budgeted:
         resolved["epochs"] = batches.epochs or "less than one"
     return batches
-
-
-def _generate(assembly: Assembly, spec: Generate, point: Point, task: Task) -> GenerateWork:
-    build, device, vocabulary = assembly.build, assembly.device, assembly.vocabulary
-    assert build is not None
-    assert vocabulary is not None
-    refuse_few_rows(assembly.case.technique, device.torch, point.batch)
-    dtype = build.model.get_input_embeddings().weight.dtype
-    attention = _pinned(build, spec.attention, device, dtype, point.context)
-    how = compiling.resolve(spec.compile, device, ours=_ours(build), decode=True)
-    compiled = how != "none" and not device.is_cpu
-    one = point.batch == 1 and how != "none"
-    our_layers = how == "layer" and _ours(build)
-    chain = compiling.chained(device.torch) if one and our_layers else {}
-    options = _one_row(assembly, our_layers, chain) if one else None
-    if how == "layer":
-        compiling.compile_layers(decoder_layers(build.model), options=options)
-        if isinstance(build.model, Decoder):
-            compiling.compile_ends(build.model, options=chain or None)
-    graph = device.graphs and spec.cuda_graph == "auto"
-    prefill_graph = graphs.most_tokens(build.shape) if graph and _ours(build) else 0
-    corpus = read_corpus(spec.data, "train")
-    if build.shape is not None and _ours(build):
-        attention = prefill_of(build.shape, device.torch, dtype, attention)
-        assembly.resolved["decode_attention"] = decoding_of(build.shape, device.torch, dtype)
-    elif compiled:
-        assembly.resolved["choice"] = "compiled"  # of the next token; it was eager once
-    assembly.resolved |= {
-        "attention": attention,
-        "compile": how,
-        "graph": graph,
-        "prefill_graph_tokens": prefill_graph,
-        "activations": DTYPE_NAMES.get(dtype, str(dtype)),
-        "text_sha256": corpus.sha256,
-    }
-    tokens = prompts(corpus, vocabulary, point.batch, point.context, task.seed)
-    return GenerateWork(
-        *(assembly.face, tokens, spec, point, device),
-        compile_model=how == "model",
-        graph=graph,
-        prefill_graph=point.batch * point.context <= prefill_graph,
-        compile_choice=compiled,
-        options=options,
-    )
-
-
-def _one_row(assembly: Assembly, our_layers: bool, chain: dict[str, Any]) -> dict[str, Any] | None:
-    """Make products with one row fast; Inductor's settings for what it writes, `chain` among them.
-
-    Products of bare parameters (a user's own) are the library's.
-    """
-    build, resolved = assembly.build, assembly.resolved
-    assert build is not None
-    taken = take_vectors(build.model) if our_layers else 0
-    linear = sum(isinstance(module, nn.Linear) for module in build.model.modules())
-    resolved["vector_products"] = taken
-    options = chain | (compiling.VECTOR_OPTIONS if taken < linear else {})
-    if options:
-        resolved["inductor"] = options
-    return options or None

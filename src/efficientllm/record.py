@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA = 1
 
-MEASURING = 2
+MEASURING = 3
 """Raised when the way of measuring changes so that old and new windows are no replicates."""
 
 Status = Literal[
@@ -111,7 +111,8 @@ class Window(Span):
 class PointResult(Frozen):
     """One (batch, context): its windows, what lay in memory, and how it ended.
 
-    `left_out` names windows that did not fit under the protocol's cap, with the reason.
+    `left_out` names windows that did not fit under the protocol's cap, with the reason;
+    `captured` those whose units were replays of one CUDA graph.
     """
 
     point_id: str
@@ -120,6 +121,7 @@ class PointResult(Frozen):
     outcome: Outcome = Outcome()
     windows: tuple[Window, ...] = ()
     left_out: dict[str, str] = {}
+    captured: tuple[str, ...] = ()
     holdings: dict[str, Count] = {}
     memory: dict[str, Count | None] = {}
     output_sha256: str = ""

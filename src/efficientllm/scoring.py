@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from efficientllm.assembly import Assembly
 from efficientllm.device import Device, every_attention
 from efficientllm.journal import Task
 from efficientllm.models.attend import scored_only
-from efficientllm.prepare import Assembly
 from efficientllm.record import Scores
 from efficientllm.spec.case import Quality
 from efficientllm.spec.workload import Generate, Pretrain, Probe, Training

@@ -50,11 +50,7 @@ def sufficient(limits: Limits, room: float) -> Callable[[int, float], bool]:
 
 
 def brief(unit_s: float, seconds_left: float) -> Callable[[int, float], bool]:
-    """When a window that only checks others has enough: few units, fewer where they are long.
-
-    How many is settled before the first, because Python runs ahead of the device: where time
-    is up, what is under way is still done.
-    """
+    """When a window that only checks others has enough: few units, fewer where they are long."""
     wanted = max(2, min(BRIEF_UNITS, math.ceil(BRIEF_SECONDS / max(unit_s, 1e-6))))
     return lambda units, seconds: units >= wanted or (units > 0 and seconds > seconds_left)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from efficientllm import clock, measure
+from efficientllm.assembly import Assembly
 from efficientllm.describe import build_facts
 from efficientllm.device import Device, is_lost, is_out_of_memory, open_device
 from efficientllm.interludes import STALL_LIMIT_S, Interludes
@@ -32,7 +33,7 @@ from efficientllm.lifeline import die_first, die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
 from efficientllm.models.checkpoint import disk_bytes, save_checkpoint
 from efficientllm.models.own import line_of, told
-from efficientllm.prepare import Assembly, assemble, work_for
+from efficientllm.prepare import assemble, work_for
 from efficientllm.record import Outcome, PointResult, Scores, Unsupported
 from efficientllm.scoring import evaluate
 from efficientllm.spec.case import Case, Point

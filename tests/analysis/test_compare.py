@@ -53,6 +53,12 @@ def training(
     return Row(tuple(views))
 
 
+def captured(of: Row, windows: tuple[str, ...]) -> Row:
+    """The same row, these windows of which were replays of a graph."""
+    points = (view.point.model_copy(update={"captured": windows}) for view in of.views)
+    return Row(tuple(View(view.record, p) for view, p in zip(of.views, points, strict=True)))
+
+
 def line(found: Comparison, key: str) -> Line:
     (one,) = [x for x in found.lines if x.metric.key == key]
     return one
@@ -235,16 +241,12 @@ def test_unequal_generation_and_unequal_stages_are_refused() -> None:
 
 
 def test_a_prompt_in_one_graph_beside_one_without_is_stated() -> None:
-    (point,) = BF16.points
-    tokens = point.batch * point.context
-    cases = ((tokens, tokens - 1, True), (tokens, tokens + 1, False), (None, 0, False))
-    for one, two, stated in cases:
-        rows = [
-            row(BF16, (0.01,) * 3, resolved={} if most is None else {"prefill_graph_tokens": most})
-            for most in (one, two)
-        ]
-        found = ("prefill in one CUDA graph: True -> False",) if stated else ()
-        assert compare(*rows).conditions == found
+    found = {}
+    for names in ((), ("prefill",), ("prefill", "decode")):
+        rows = [captured(row(BF16, (0.01,) * 3), windows) for windows in (names, ("decode",))]
+        found[names] = compare(*rows).conditions
+    stated = ("a prefill in one CUDA graph: True -> False",)
+    assert found == {(): (), ("prefill",): stated, ("prefill", "decode"): stated}
 
 
 def test_micro_batches_and_machines_may_differ_and_are_stated() -> None:

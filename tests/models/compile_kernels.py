@@ -140,6 +140,7 @@ PARTS = (
     training,
     heads,
     partial(vector, 96),
+    partial(vector, 896),
     partial(vector, 4096),
 )
 """All that is compiled, what takes longest first: it may not be left over for the end."""

@@ -88,6 +88,13 @@ def test_windows_are_masked_only_while_nothing_is_but_scored() -> None:
     assert not attend_module._scored_only
 
 
+def test_on_a_gpu_what_is_only_scored_takes_the_mask() -> None:
+    chosen = [attend_module._written_or_flex(on_gpu=True)]
+    with scored_only():
+        chosen += [attend_module._written_or_flex(on_gpu) for on_gpu in (True, False)]
+    assert chosen == [attend_module._attend_flex, attend_scored, attend_masked]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="chooses between kernels of a GPU")
 @pytest.mark.parametrize("length", [300, 301, 1024])
 @pytest.mark.parametrize("biases", SCORED)

@@ -149,3 +149,11 @@ def test_the_kernel_multiplies(size: tuple[int, int], biased: bool) -> None:
     weight, bias = drawn(rows, columns, seed=1), drawn(rows, seed=2) if biased else None
     exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     agree(multiply(x, weight, bias), exact)
+
+
+@with_triton
+@pytest.mark.parametrize(("columns", "expected"), [(2048, 8), (1024, 4), (512, 2), (16, 1)])
+def test_a_thread_has_as_many_weights_however_long_a_row_is(columns: int, expected: int) -> None:
+    from efficientllm.models.vector_kernel import warps
+
+    assert warps(columns) == expected

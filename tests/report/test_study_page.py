@@ -24,9 +24,10 @@ from efficientllm.report.downloads import downloads
 from efficientllm.report.export import export
 from efficientllm.report.headline import headline
 from efficientllm.report.html import page
-from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, spent, token_chart
+from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart, token_chart
 from efficientllm.report.matrix import Matrix, matrix
 from efficientllm.report.section import rows_of_suite, studies_of
+from efficientllm.report.spent import spent
 from efficientllm.results import Results
 from tests import samples
 from tests.report import architecture_samples as made

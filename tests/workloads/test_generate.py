@@ -11,14 +11,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from efficientllm.cost import kv_bytes_per_token
-from efficientllm.device import Device
+from efficientllm.device import CAPTURE_CALLS, Device
 from efficientllm.models.language_model import face
 from efficientllm.record import PointResult, Unsupported
 from efficientllm.spec.case import Point
 from efficientllm.spec.workload import Generate as Spec
-from efficientllm.workloads import graphs
 from efficientllm.workloads.generate import Generate, most_likely
 from tests import tiny
+from tests.graphs import stand_in
 
 EMPTY = PointResult(point_id="0", batch=1, context=1)
 
@@ -158,24 +158,15 @@ def test_models_without_a_static_cache_say_so() -> None:
 
 
 @pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
-    """A stand-in for CUDA graphs: it runs the step as often as capture does, then replays it."""
-    seen: list[Callable[[], None]] = []
-
-    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
-        for _ in range(calls):
-            step()
-        seen.append(step)
-        return step
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    return seen
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The calls before each capture; a replay runs the step."""
+    return stand_in(monkeypatch)
 
 
 @pytest.mark.parametrize("prefill_graph", [False, True])
 @pytest.mark.parametrize(("context", "new_tokens"), [(5, 4), (62, 2)], ids=["room", "no room"])
 def test_capturing_a_step_stays_inside_the_cache_and_changes_no_token(
-    context: int, new_tokens: int, prefill_graph: bool, captured: list[Callable[[], None]]
+    context: int, new_tokens: int, prefill_graph: bool, captured: list[int]
 ) -> None:
     sizes = {"context": context, "new_tokens": new_tokens}
     graphed = work(tiny.decoder(), **sizes, graph=True, prefill_graph=prefill_graph)
@@ -186,12 +177,13 @@ def test_capturing_a_step_stays_inside_the_cache_and_changes_no_token(
     graphed.unit("request")
     plain = work(tiny.decoder(), **sizes)
     assert digest(graphed) == digest(plain)
-    assert len(captured) == 1 + prefill_graph
+    assert captured == [CAPTURE_CALLS] * (1 + prefill_graph)
 
 
-def test_the_graphs_are_let_go_with_the_work(captured: list[Callable[[], None]]) -> None:
+def test_the_graphs_are_let_go_with_the_work(captured: list[int]) -> None:
     of = work(tiny.decoder(), graph=True, prefill_graph=True)
     of.unit("request")
+    assert of.result(EMPTY).captured == ("prefill", "decode")
     assert len(captured) == 2
     of.close()
     assert of._replay is None
@@ -238,7 +230,7 @@ def test_the_most_likely_token_is_found_in_two_steps(vocab: int) -> None:
 
 @pytest.mark.parametrize("new_tokens", [2, 4, 8])
 def test_learned_positions_are_needed_for_tokens_and_not_for_slots(
-    captured: list[Callable[[], None]], new_tokens: int
+    captured: list[int], new_tokens: int
 ) -> None:
     """Neither by decoding nor by capturing a step, which goes a few slots further."""
     model = tiny.decoder(tiny.shape(position="learned", max_positions=64 + new_tokens))

@@ -8,6 +8,7 @@ from efficientllm.catalog.backbone import backbone_shape
 from efficientllm.catalog.shape import presets
 from efficientllm.spec.model import Backbone
 from efficientllm.workloads import graphs
+from tests.graphs import stand_in
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ def test_passes_are_captured_up_to_so_many_tokens(preset: str, custom: str, toke
     assert graphs.most_tokens(shape) == pytest.approx(tokens, rel=0.005)
 
 
-def test_models_that_are_not_ours_are_not_captured_in_whole() -> None:
+def test_a_model_without_a_known_shape_is_not_captured() -> None:
     assert graphs.most_tokens(None) == 0
 
 
@@ -39,3 +40,15 @@ def test_all_variants_of_a_size_are_on_one_side_at_the_lengths_of_the_suite(
     most = graphs.most_tokens(backbone_shape(spec))
     assert (most >= 4096) is at_4096
     assert most < 16_384
+
+
+def test_what_goes_wrong_before_recording_is_no_failed_capture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand_in(monkeypatch)
+
+    def step() -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match=r"^shapes cannot be multiplied$"):
+        graphs.captured(step, "the decode step")

@@ -12,12 +12,14 @@ import torch
 from efficientllm.catalog.shape import presets
 from efficientllm.device import Device
 from efficientllm.models.language_model import face
+from efficientllm.record import PointResult, Unsupported
 from efficientllm.spec.workload import AdamW, Finetune, Precision, Pretrain, Training
 from efficientllm.workloads import graphs, step_graph
 from efficientllm.workloads.batches import Stream
 from efficientllm.workloads.step_graph import EAGER_STEPS, resolve
 from efficientllm.workloads.train import Train
 from tests import tiny
+from tests.graphs import stand_in
 
 CUDA = Device(torch.device("cuda", 0), graphs=True)
 TEXT = tiny.corpus(*(f"{i} times {i} is {i * i}. " * 3 for i in range(60)))
@@ -65,15 +67,8 @@ def apart(one: torch.Tensor, two: torch.Tensor) -> float:
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A stand-in for CUDA graphs: a replay runs the step, reading where it was captured."""
-    asked: list[int] = []
-
-    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
-        asked.append(calls)
-        return step
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    return asked
+    """The calls before each capture; a replay runs the step."""
+    return stand_in(monkeypatch)
 
 
 @pytest.mark.parametrize("micro_batch", ["auto", 2])
@@ -93,6 +88,15 @@ def test_a_real_graph_trains_as_eager_steps_do(micro_batch: Any) -> None:
     expected, wanted = trained(CUDA, micro_batch, graph=False)
     assert losses == pytest.approx(expected, rel=1e-4)
     assert apart(found, wanted) < 1e-2
+
+
+def test_the_record_names_the_step_where_it_was_captured(captured: list[int]) -> None:
+    for graph, steps, names in ((True, STEPS, ("step",)), (True, 2, ()), (False, STEPS, ())):
+        work, _ = started(tiny.CPU, "auto", graph=graph)
+        for _ in range(steps):
+            work.unit("step")
+        empty = PointResult(point_id="0", batch=1, context=1)
+        assert work.result(empty).captured == names
 
 
 def test_the_rate_is_written_where_the_graph_reads_it(captured: list[int]) -> None:
@@ -132,13 +136,14 @@ def test_a_batch_that_was_read_is_not_written_over(captured: list[int]) -> None:
     [
         (RuntimeError("CUDA error: no\nMore."), RuntimeError, r"graph=none .*\): CUDA error: no\n"),
         (torch.OutOfMemoryError("2 GiB"), torch.OutOfMemoryError, "^2 GiB$"),
+        (Unsupported("no such kernel"), Unsupported, "^no such kernel$"),
     ],
-    ids=["refused", "out of memory"],
+    ids=["refused", "out of memory", "unsupported"],
 )
 def test_a_step_that_cannot_be_captured_says_how_to_train_without(
     monkeypatch: pytest.MonkeyPatch, error: RuntimeError, kind: type[Exception], said: str
 ) -> None:
-    def capture(step: Callable[[], None], calls: int) -> Callable[[], None]:
+    def capture(step: Callable[[], None]) -> Callable[[], None]:
         raise error
 
     monkeypatch.setattr(graphs, "capture", capture)
@@ -164,6 +169,7 @@ def spec(**changes: Any) -> Training:
         ("0.5B-h16", {"sequence_length": 4096, "batch": 8}, False),
         ("0.5B-h16", {"sequence_length": 4096, "batch": 8, "micro_batch": 1}, True),
         ("1.5B-h16", {"sequence_length": 4096, "batch": 8, "micro_batch": 2}, False),
+        ("1.5B-h16", {"sequence_length": 4096, "batch": 8, "micro_batch": 1}, False),
         ("30M-h16", {"cuda_graph": "none"}, False),
         ("30M-h16", {"steps": 24}, True),
         ("30M-h16", {"steps": 23}, False),

@@ -102,6 +102,7 @@ def _changed(one: dict[str, object], two: dict[str, object]) -> list[str]:
 def conditions(a: Row, b: Row) -> list[str]:
     """What differs and is allowed to, stated so that nobody takes it for the technique."""
     x, y = a.record, b.record
+    points = a.views[-1].point, b.views[-1].point
     settled = {
         name: (x.resolved.get(key), y.resolved.get(key))
         for name, key in (("attention kernel", "attention"), ("compile", "compile"))
@@ -110,7 +111,7 @@ def conditions(a: Row, b: Row) -> list[str]:
         "machine": (x.machine.name, y.machine.name),
         "micro-batch": (x.resolved.get("micro_batch"), y.resolved.get("micro_batch")),
         "a step in one CUDA graph": tuple(bool(r.resolved.get("graph")) for r in (x, y)),
-        "prefill in one CUDA graph": (_prefill_in_a_graph(a), _prefill_in_a_graph(b)),
+        "a prefill in one CUDA graph": tuple("prefill" in point.captured for point in points),
         "data selection": (_selection(a), _selection(b)),
         "protocol": (x.protocol["profile"], y.protocol["profile"]),
     }
@@ -128,9 +129,3 @@ def _selection(row: Row) -> str:
     said = str(getattr(getattr(row.case.workload, "data", None), "said", "none"))
     kept = row.record.resolved.get("selection", {}).get("kept", {}).get("documents")
     return said if kept is None else f"{said} ({kept:,} documents)"
-
-
-def _prefill_in_a_graph(row: Row) -> bool:
-    """Small prompts are captured where the record says up to how many tokens."""
-    point = row.views[0].point
-    return point.batch * point.context <= int(row.record.resolved.get("prefill_graph_tokens", 0))

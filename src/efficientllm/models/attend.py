@@ -76,11 +76,14 @@ def attend(
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
-    if not q.is_cuda:
-        return attend_masked(q, k, v, positions, window)
-    if _scored_only:
-        return attend_scored(q, k, v, positions, window)
-    return _attend_flex(q, k, v, positions, window)
+    return _written_or_flex(q.is_cuda)(q, k, v, positions, window)
+
+
+def _written_or_flex(on_gpu: bool) -> Callable[..., Tensor]:
+    """What attends with windows and biases."""
+    if not on_gpu:
+        return attend_masked
+    return attend_scored if _scored_only else _attend_flex
 
 
 _scored_only = False

@@ -21,8 +21,9 @@ ROWS, COLUMNS, EACH = 4, 2048, 32
 """Rows of a program, columns read at once at most, and how many weights of these a thread has.
 
 On an H200, kernels one after the other: 4 rows and 8 warps for 2,048 columns were the best of 36
-settings at 8B and are within 3 % of the best of 11 at 1.5B and 3B. Rows of 1,024 columns want as
-many weights a thread, so 4 warps: a step of 0.5B takes 0.71 ms with these and 0.75 with 8."""
+settings at 8B and are within 3 % of the best of 11 at 1.5B and 3B. Shorter rows want as many
+weights a thread: with 4 warps for 1,024 columns, and for 2,048 too, a step of 0.5B took 0.70 ms
+instead of 0.75 (4 here and 8 there are predicted to)."""
 
 LINES_ACROSS, LINES_ALONG, WARPS = 32, 8, 8
 """Rows of a program, and its warps, where a head has a matrix of its own; not tuned, 128 programs
@@ -39,10 +40,15 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         together=ROWS,
         width=width,
         even=columns % width == 0,
-        num_warps=max(1, ROWS * width // (32 * EACH)),  # of 32 threads
+        num_warps=warps(width),
         **links(),
     )
     return out
+
+
+def warps(width: int) -> int:
+    """Of 32 threads, for a program that reads so many columns at once."""
+    return max(1, ROWS * width // (32 * EACH))
 
 
 def multiply_each(x: Tensor, weight: Tensor) -> Tensor:

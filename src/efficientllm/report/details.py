@@ -44,6 +44,7 @@ def detail(row: Row, *, drawn: bool) -> Detail:
         ("energy of", energy_scope(row.views[-1]) or "nothing that could be read"),
         *(("units", line) for line in unit_percentiles(row)),
         ("trials", ", ".join(_trial(view.record) for view in row.views)),
+        ("in one CUDA graph", ", ".join(row.views[-1].point.captured) or "nothing"),
         *sorted((k, str(v)) for k, v in record.resolved.items() if k != "selection"),
         *(("data", line) for line in (data_line(record),) if line),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(record.software.items()))),

@@ -127,8 +127,11 @@ class Generate:
     def result(self, result: PointResult) -> PointResult:
         """Add the digest of one request's tokens: equal trials must give equal text.
 
-        Not where requests were too slow to be made.
+        Not where requests were too slow to be made. And what was captured.
         """
+        graphs = {"prefill": self._replay_prefill, "decode": self._replay}
+        names = tuple(name for name, replay in graphs.items() if replay is not None)
+        result = result.model_copy(update={"captured": names})
         if not self._generated:
             return result
         text = torch.cat(self._generated, dim=1).cpu().numpy().tobytes()

@@ -23,6 +23,14 @@ EAGER_STEPS = 3
 LEAST_STEPS = 24
 """Declared steps from which a graph pays: capturing takes as long as some ten."""
 
+LARGEST_PASS = 1.9e11
+"""Multiply-adds of one layer and micro-batch up to which a graph is taken.
+
+About 3 ms of forward and backward at 400 TFLOP/s; a layer takes Python 3 ms with multi-head
+attention, 5 with NSA. No variant of 1.5B has as few at 4,096 tokens: memory is tight where such a
+model is trained one sequence at a time.
+"""
+
 MOST_LAYERS = 256
 """Layers of all micro-batches together: a graph holds every kernel of them, some hundred each."""
 
@@ -41,7 +49,7 @@ def resolve(spec: Training, shape: Shape | None, device: Device) -> bool:
     rows = spec.micro_batch_size
     if shape.layers * spec.batch // rows > MOST_LAYERS:
         return False
-    return rows * spec.sequence_length <= most_tokens(shape)
+    return rows * spec.sequence_length <= most_tokens(shape, LARGEST_PASS)
 
 
 class StepGraph:
@@ -56,6 +64,11 @@ class StepGraph:
         self._eager = EAGER_STEPS
         self._replay: Callable[[], None] | None = None
         self._loss: Tensor | None = None
+
+    @property
+    def there(self) -> bool:
+        """Whether steps are replays by now."""
+        return self._replay is not None
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """One step on a batch [B, T]; its loss, which the next step overwrites."""

@@ -207,8 +207,9 @@ class Train:
         return [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
 
     def result(self, result: PointResult) -> PointResult:
-        """Nothing to add to what was measured."""
-        return result
+        """Add whether steps were captured in a graph."""
+        names = ("step",) if self._graph is not None and self._graph.there else ()
+        return result.model_copy(update={"captured": names})
 
     def close(self) -> None:
         """Let go of gradients, optimizer states and graph, so that quality runs beside none."""
