@@ -36,6 +36,7 @@ def detail(row: Row, *, drawn: bool) -> Detail:
     metrics = tuple(
         (column(metric.key, [row]), row.cell(metric.key)) for metric in all_metrics(row.case.stage)
     )
+    captured = row.views[-1].point.captured  # older records told it of steps alone, in `graph`
     facts = [
         ("case", record.trial.case_id),
         ("environment", record.env_id),
@@ -44,7 +45,7 @@ def detail(row: Row, *, drawn: bool) -> Detail:
         ("energy of", energy_scope(row.views[-1]) or "nothing that could be read"),
         *(("units", line) for line in unit_percentiles(row)),
         ("trials", ", ".join(_trial(view.record) for view in row.views)),
-        ("in one CUDA graph", ", ".join(row.views[-1].point.captured) or "nothing"),
+        *((("in one CUDA graph", ", ".join(captured)),) if captured else ()),
         *sorted((k, str(v)) for k, v in record.resolved.items() if k != "selection"),
         *(("data", line) for line in (data_line(record),) if line),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(record.software.items()))),
