@@ -146,6 +146,14 @@ def test_what_was_not_measured_says_why() -> None:
     assert "No chart: no energy: no NVIDIA driver here" in alone
 
 
+def test_what_was_captured_is_told_by_name_and_nothing_where_the_record_says_nothing() -> None:
+    plain = sample()
+    points = tuple(p.model_copy(update={"captured": ("prefill", "decode")}) for p in plain.points)
+    assert "in one CUDA graph" not in page(results(plain))
+    text = page(results(plain.model_copy(update={"points": points})))
+    assert re.search(r"in one CUDA graph</t\w>\s*<td>prefill, decode<", text)
+
+
 def test_failures_are_rows_with_their_reason() -> None:
     lost = r.Outcome(status="out_of_memory", reason="tried to allocate 90 GiB")
     text = page(
