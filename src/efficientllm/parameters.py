@@ -7,6 +7,7 @@ counts on a laptop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from efficientllm.catalog.shape import Experts, Latent, Shape, State
 from efficientllm.spec.technique import Lora
@@ -40,6 +41,7 @@ class Parameters:
         return sum(layer.products for layer in self.layers)
 
 
+@lru_cache(maxsize=256)
 def parameters(shape: Shape) -> Parameters:
     """Parameter counts of a shape; equal to the built model's (tested on the meta device).
 

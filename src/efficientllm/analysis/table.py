@@ -109,9 +109,12 @@ class Row:
     @property
     def ranked(self) -> bool:
         """Whether this row may be compared as a result: ok, not smoke, nothing invalid."""
-        protocol = Protocol.model_validate(self.record.protocol)
         barred = any(flag.bars_ranking for flag in self.flags)
-        return self.status == "ok" and protocol.ranked and not barred
+        return self.status == "ok" and self._protocol.ranked and not barred
+
+    @cached_property
+    def _protocol(self) -> Protocol:
+        return Protocol.model_validate(self.record.protocol)
 
     @property
     def unsound(self) -> str:
@@ -141,8 +144,7 @@ class Row:
         exact = counted(numbers) if metric.kind == "exact" else None
         if exact is not None:
             return Cell(exact, invalid=invalid)
-        protocol = Protocol.model_validate(self.record.protocol)
-        interval = over_trials(numbers, looked=protocol.trials is None)
+        interval = over_trials(numbers, looked=self._protocol.trials is None)
         if interval.low is None and len(numbers) < MIN_FOR_INTERVAL:
             interval = self._single(metric, interval)
         return Cell(interval, invalid=invalid)

@@ -58,6 +58,7 @@ def declared(path: Path) -> Peak:
         ) from error
 
 
+@cache
 def peak_of(product: str) -> Peak | None:
     """The entry whose name ends a product name, in whole words.
 

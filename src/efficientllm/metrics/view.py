@@ -93,35 +93,33 @@ class View:
         notes = self.record.notes
         return Unmeasured(next((notes[key] for key in keys if notes.get(key)), default))
 
-    def blocks(self, count: int) -> list[View]:
+    def blocks(self, count: int) -> tuple[View, ...]:
         """The same point seen through equal parts of its windows, for within-run intervals."""
-        return [
-            replace(
-                self,
-                point=self.point.model_copy(
-                    update={"windows": tuple(part(w, i, count) for w in self.point.windows)}
-                ),
-            )
-            for i in range(count)
-        ]
+        if count not in self._blocks:
+            parts = zip(*(divided(w, count) for w in self.point.windows), strict=True)
+            points = (self.point.model_copy(update={"windows": windows}) for windows in parts)
+            self._blocks[count] = tuple(replace(self, point=point) for point in points)
+        return self._blocks[count]
+
+    @cached_property
+    def _blocks(self) -> dict[int, tuple[View, ...]]:
+        """Made once: every metric asks for them."""
+        return {}
 
 
-def part(window: Window, index: int, count: int) -> Window:
-    """One of `count` equal stretches of a window; raw counts go with the units."""
-    units = window.units
-    first, last = index * units // count, (index + 1) * units // count
-    edges = [0.0, *accumulate(window.unit_s)]
+def divided(window: Window, count: int) -> list[Window]:
+    """So many equal stretches of a window; raw counts go with the units."""
+    units, edges = window.units, [0.0, *accumulate(window.unit_s)]
     length, whole = window.end_ns - window.start_ns, edges[-1] or 1.0
-    start, end = (window.start_ns + round(edges[i] / whole * length) for i in (first, last))
-    share = (last - first) / units if units else 0.0
-    return window.model_copy(
-        update={
-            "start_ns": start,
-            "end_ns": end,
-            "unit_s": window.unit_s[first:last],
-            "counts": {key: value * share for key, value in window.counts.items()},
-        }
-    )
+    cuts = [i * units // count for i in range(count + 1)]
+    times = [window.start_ns + round(edges[cut] / whole * length) for cut in cuts]
+    stretches = []
+    for (first, last), (start, end) in zip(pairwise(cuts), pairwise(times), strict=True):
+        share = (last - first) / units if units else 0.0
+        counts = {key: value * share for key, value in window.counts.items()}
+        changes = {"start_ns": start, "end_ns": end, "unit_s": window.unit_s[first:last]}
+        stretches.append(window.model_copy(update={**changes, "counts": counts}))
+    return stretches
 
 
 def mean_over(reading: Reading, column: str, start_ns: int, end_ns: int) -> float | None:

@@ -15,10 +15,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from efficientllm.analysis.table import Cell, Row
@@ -185,14 +186,10 @@ def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
 
 
 def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any]) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"label": label, "device": device, "anchor": anchor}
-    told = (signed, p_value, verdict, small_print)
-    environment.globals |= {function.__name__: function for function in told}
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     with_drawings = {id(row) for row in shown[max(0, len(shown) - drawn) :]}
-    text = environment.from_string(_asset("page.html")).render(
+    text = _template().render(
         stages=stages,
         details=[
             detail(row, drawn=id(row) in with_drawings) for stage in stages for row in stage.rows()
@@ -201,6 +198,15 @@ def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any])
     )
     there = {anchor(row) for row in shown}
     return _LINK.sub(lambda link: link[0] if link[1] in there else "<a", text)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"label": label, "device": device, "anchor": anchor}
+    told = (signed, p_value, verdict, small_print)
+    environment.globals |= {function.__name__: function for function in told}
+    return environment.from_string(_asset("page.html"))
 
 
 def _of(stage: str, rows: list[Row]) -> list[Row]:
