@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from efficientllm.analysis.checks import flags
 from efficientllm.analysis.table import rows
+from efficientllm.cli import app
 from efficientllm.metrics import View
 from efficientllm.pin import pin
 from efficientllm.spec.case import Case
@@ -77,22 +79,30 @@ def test_a_check_that_fails_says_what_to_do_and_ends_with_one(tmp_path: Path) ->
     assert "-> mask every key behind its query" in checked.stdout
     assert "Traceback" not in checked.stdout + checked.stderr
     assert checked.stdout.endswith("It runs; its rows will not be ranked.\n")
-    for text in (RAISES, "import nothing_of_the_kind\n\n\nclass Mine: ...\n"):
-        written(tmp_path, text)
-        checked = called(tmp_path, "check", "mine.py:Mine", "--preset", "tiny")
-        assert checked.returncode == 1
-        assert checked.stdout.endswith("It does not run.\n"), checked.stderr
-    missing = called(tmp_path, "check", "mine.py:Yours")
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert "mine.py: has no Yours; there is Mine" in missing.stderr
-    words = ("check", "mha", "--preset", "tiny", "--position")
-    assert "uses what position alibi tells it" in called(tmp_path, *words, "alibi").stdout
-    wrong = called(tmp_path, *words, "alibis")
-    assert wrong.returncode == 2
-    assert "alibi" in wrong.stderr
-    unknown = called(tmp_path, "check", "mhaa")
-    assert unknown.returncode == 2
-    assert "mha" in unknown.stderr
+    written(tmp_path, RAISES)
+    checked = called(tmp_path, "check", "mine.py:Mine", "--preset", "tiny")
+    assert checked.returncode == 1
+    assert checked.stdout.endswith("It does not run.\n"), checked.stderr
+    words = ("check", "mha", "--preset", "tiny", "--position", "alibi")
+    assert "uses what position alibi tells it" in called(tmp_path, *words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("mine.py:Yours",), "mine.py: has no Yours; there is Mine"),
+        (("mha", "--preset", "tiny", "--position", "alibis"), "alibi"),
+        (("mhaa",), "mha"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], told: str
+) -> None:
+    written(tmp_path, SOUND)
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["check", *words])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert told in refused.stderr
 
 
 @pytest.fixture(scope="module")
