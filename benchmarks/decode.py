@@ -38,7 +38,7 @@ import arms
 from efficientllm import clock
 from efficientllm.catalog.shape import Shape
 from efficientllm.cost import cache_read_bytes
-from efficientllm.device import CAPTURE_CALLS, Device, capture
+from efficientllm.device import CAPTURE_CALLS, Device
 from efficientllm.models.huggingface import published_config
 from efficientllm.models.language_model import face
 from efficientllm.parameters import parameters
@@ -49,6 +49,7 @@ from efficientllm.spec.model import model_from_name
 from efficientllm.spec.workload import Generate
 from efficientllm.workloads import compiling
 from efficientllm.workloads.batches import prompts
+from efficientllm.workloads.graphs import captured
 from efficientllm.workloads.text import read_corpus
 from efficientllm.workloads.vocabulary import vocabulary_of
 
@@ -118,7 +119,7 @@ def transformers_static(to: Setup) -> Server:
     @torch.inference_mode()
     def answer(new: int) -> None:
         if not replay:
-            replay.append(capture(step) if to.device.graphs else step)
+            replay.append(captured(step, "the decode step") if to.device.graphs else step)
         token.copy_(seen.prefill(tokens, cache).argmax(dim=-1, keepdim=True))
         slot.fill_(context)
         for _ in range(new - 1):
