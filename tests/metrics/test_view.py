@@ -9,7 +9,7 @@ import pytest
 
 from efficientllm import record as r
 from efficientllm.metrics import BY_KEY, Unmeasured, View
-from efficientllm.metrics.view import mean_over, part
+from efficientllm.metrics.view import divided, mean_over
 from tests import samples
 
 
@@ -27,7 +27,7 @@ def uneven(units: int) -> r.Window:
 @pytest.mark.parametrize("units", [10, 37, 100])
 def test_parts_of_a_window_add_up_to_it(units: int, count: int) -> None:
     window = uneven(units)
-    parts = [part(window, i, count) for i in range(count)]
+    parts = divided(window, count)
     assert tuple(s for p in parts for s in p.unit_s) == window.unit_s
     assert max(p.units for p in parts) - min(p.units for p in parts) <= 1
     assert all(p.counts["tokens"] == pytest.approx(4096 * p.units) for p in parts)
