@@ -34,7 +34,7 @@ def led_to(text: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def records() -> Results:
-    more = [made.in_suite(made.pretrain("mha", 64 * i), "attention", 99 + i) for i in range(1, 30)]
+    more = [made.in_suite(made.pretrain("mha", 64 * i), "attention", 99 + i) for i in range(1, 16)]
     return Results((*more, *made.attention_suite()))
 
 
