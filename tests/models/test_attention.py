@@ -67,6 +67,17 @@ def test_windows_and_biases_by_a_mask_are_what_they_are(
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("biases", SCORED)
+def test_under_autocast_queries_and_values_may_differ_in_type(biases: str) -> None:
+    """As where queries and keys are normed, which autocast does in float32."""
+    q, k, v = (random(1, 4, 40, 8, seed=n).float() for n in (1, 2, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend_scored(q, k, v.bfloat16(), SCORED[biases], 9)
+    torch.testing.assert_close(
+        found.float(), attend_masked(q, k, v, SCORED[biases], 9), rtol=0.03, atol=0.03
+    )
+
+
 def test_biases_are_added_in_float32_under_autocast_too() -> None:
     """In bf16 a penalty of 2.57 is 2.5625."""
     q, k, v = (random(1, 4, 300, 8, seed=n).bfloat16() for n in (1, 2, 3))

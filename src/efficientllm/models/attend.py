@@ -114,17 +114,18 @@ def attend_scored(
     in bf16 is wrong by up to 0.4 %. cuDNN is left out: what it does with masks at odd lengths is
     not trusted here.
     """
-    dtype = v.dtype
-    k, v, back, mask = _written_out(q, k, v, window)
-    if positions.biased:
-        nothing = torch.zeros((), device=q.device)
-        added = with_distance(nothing, back.clamp(min=0), positions).float()
-        mask = added.masked_fill(~mask, float("-inf"))
-        q, k, v = q.float(), k.float(), v.float()
+    k, v, back, seen = _written_out(q, k, v, window)
     kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if not positions.biased:
+        with sdpa_kernel(kernels):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    nothing = torch.zeros((), device=q.device)
+    added = with_distance(nothing, back.clamp(min=0), positions).float()
+    mask = added.masked_fill(~seen, float("-inf"))
     # Autocast would make bf16 of float32, of the mask too.
     with sdpa_kernel(kernels), torch.autocast(q.device.type, enabled=False):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).to(dtype)
+        out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    return out.to(v.dtype)
 
 
 def kernel(shape: Shape, device: torch.device, dtype: torch.dtype, length: int, plain: str) -> str:
