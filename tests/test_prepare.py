@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from efficientllm.assembly import Assembly
 from efficientllm.describe import build_facts
@@ -61,16 +60,8 @@ class Home:
 
     def llama(self) -> str:
         """A checkpoint that both implementations take."""
-        config = LlamaConfig(
-            vocab_size=272,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
         folder = self.folder / "llama"
-        LlamaForCausalLM(config).save_pretrained(folder)
+        tiny.llama().save_pretrained(folder)
         tiny.byte_vocabulary().save(folder)
         return str(folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.device import Device
@@ -50,6 +51,21 @@ def decoder(of: Shape | None = None, seed: int = 0) -> Decoder:
     """Our decoder in float32 with random weights."""
     model = Decoder.from_shape(of or shape()).eval()
     randomize(model, seed)
+    return model
+
+
+def llama() -> LlamaForCausalLM:
+    """transformers' own model, as wide and deep as `decoder`'s."""
+    config = LlamaConfig(
+        vocab_size=272,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    randomize(model)
     return model
 
 

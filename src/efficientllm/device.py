@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 CAPTURE_CALLS = 3
-"""How often `capture` runs a step before it records it."""
+"""How often a step runs aside before it is captured."""
 
 
 class Device(NamedTuple):
@@ -42,8 +42,8 @@ def open_device(kind: str) -> Device:
     return Device(device, graphs=device.type == "cuda")
 
 
-def run_aside(step: Callable[[], None], calls: int = CAPTURE_CALLS) -> None:
-    """Run a step on a side stream, as capturing it asks: it compiles and chooses kernels there."""
+def run_aside(step: Callable[[], None], calls: int) -> None:
+    """Run a step so often on a side stream, as capturing asks: it compiles, chooses kernels."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

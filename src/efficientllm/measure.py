@@ -280,7 +280,8 @@ class Loop:
         self.timeline.drain()
         start_ns = clock.now_ns()
         marks = [self.timeline.mark()]
-        told, ahead = start_ns, 0 if name in self.work.brief else AHEAD
+        told = start_ns
+        ahead = 0 if name in self.work.brief else AHEAD
         while not enough(len(marks) - 1, clock.seconds_since(start_ns)):
             self.work.unit(name)
             marks.append(self.timeline.mark())

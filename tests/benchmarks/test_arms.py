@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.outside import BENCHMARKS
 from tests.faults.tree import alive, wait_until
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 SLOW = """
 import os, sys, time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +12,14 @@ import pytest
 from efficientllm.device import CAPTURE_CALLS
 from efficientllm.workloads import compiling
 from tests import tiny
+from tests.benchmarks.outside import imported
 from tests.graphs import stand_in
-
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
 @pytest.fixture
 def decode(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The benchmark as a module; it stands outside the package."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import decode
-
-    yield decode
-    for name in ("decode", "arms"):
-        sys.modules.pop(name, None)
+    with imported("decode", monkeypatch) as module:
+        yield module
 
 
 def test_a_step_runs_before_it_is_recorded_and_once_is_enough(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,19 +10,13 @@ import torch
 from torch import Tensor
 
 from efficientllm.models.vector import VectorLinear
-
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+from tests.benchmarks.outside import imported
 
 
 @pytest.fixture
 def gradients(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The benchmark as a module; it stands outside the package."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import gradients
-
-    yield gradients
-    for name in ("gradients", "checks", "decode_checks", "check", "arms"):
-        sys.modules.pop(name, None)
+    with imported("gradients", monkeypatch) as module:
+        yield module
 
 
 TOKENS = 2048

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "sample_text.py"
+from tests.benchmarks.outside import BENCHMARKS
+
+SCRIPT = BENCHMARKS / "sample_text.py"
 
 
 def sampled(folder: Path, out: Path, *words: str) -> list[dict[str, str]]:

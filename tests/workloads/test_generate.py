@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import MambaConfig, MambaForCausalLM
 
 from efficientllm.cost import kv_bytes_per_token
 from efficientllm.device import CAPTURE_CALLS, Device
@@ -61,21 +61,7 @@ def greedy(model: Any, prompts: torch.Tensor, new_tokens: int) -> str:
     return hashlib.sha256(tokens[:, prompts.shape[1] :].numpy().tobytes()).hexdigest()
 
 
-def llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=272,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    tiny.randomize(model)
-    return model
-
-
-@pytest.mark.parametrize("make", [tiny.decoder, llama], ids=["decoder", "transformers"])
+@pytest.mark.parametrize("make", [tiny.decoder, tiny.llama], ids=["decoder", "transformers"])
 def test_every_token_is_the_most_likely_one_of_a_whole_forward_pass(
     make: Callable[[], Any],
 ) -> None:
@@ -85,7 +71,7 @@ def test_every_token_is_the_most_likely_one_of_a_whole_forward_pass(
 
 
 def test_both_arms_choose_the_same_tokens() -> None:
-    theirs = llama()
+    theirs = tiny.llama()
     ours = tiny.decoder(tiny.shape(qkv_bias=False, tied=False, rope_theta=10_000.0))
     ours.load_state_dict(theirs.state_dict())
     assert digest(work(ours, new_tokens=24)) == digest(work(theirs, new_tokens=24))
@@ -139,7 +125,7 @@ def test_a_request_is_a_prefill_and_one_step_less_than_its_tokens() -> None:
     }
 
 
-@pytest.mark.parametrize("make", [tiny.decoder, llama], ids=["decoder", "transformers"])
+@pytest.mark.parametrize("make", [tiny.decoder, tiny.llama], ids=["decoder", "transformers"])
 @pytest.mark.parametrize(("context", "slots"), [(5, 64), (60, 64), (61, 128), (100, 128)])
 def test_the_cache_weighs_what_the_formula_says(
     make: Callable[[], Any], context: int, slots: int
