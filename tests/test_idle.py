@@ -92,11 +92,9 @@ def test_the_fork_server_imports_while_the_card_sits_idle(tmp_path: Path, card: 
 
 
 @pytest.mark.parametrize(
-    ("profile", "seconds"), [("smoke", 5.0), ("quick", 5.0), ("standard", 10.0), ("publish", 10.0)]
+    ("profile", "seconds"), [("smoke", 2.0), ("quick", 2.0), ("standard", 10.0), ("publish", 10.0)]
 )
-def test_a_first_look_takes_half_as_long(
-    profile: str, seconds: float, tmp_path: Path, card: Card
-) -> None:
+def test_a_first_look_is_shorter(profile: str, seconds: float, tmp_path: Path, card: Card) -> None:
     measured(tmp_path, card, profile)
     assert card.seconds == [seconds]
 
@@ -106,6 +104,15 @@ def test_it_is_measured_once_a_run_even_if_it_fails(tmp_path: Path, card: Card) 
     card.ends, card.status = None, 1
     assert measured(tmp_path, card, times=3).idle_power_w is None
     assert card.done.count("idle process") == 2
+
+
+@pytest.mark.parametrize(("passed", "fresh"), [(launch.FRESH_S - 1, True), (90.0, False)])
+def test_a_trial_that_follows_at_once_needs_no_second_look(
+    passed: float, fresh: bool, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = measured(tmp_path, card)
+    monkeypatch.setattr(launch.clock, "seconds_since", lambda _: passed)
+    assert [launcher._idle_was_just_taken() for _ in range(2)] == [fresh, False]
 
 
 @pytest.mark.parametrize(

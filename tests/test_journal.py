@@ -57,7 +57,7 @@ def test_a_task_survives_its_file(tmp_path: Path) -> None:
         points=(0, 2),
         cache_folder="cache",
         device="cpu",
-        metered_power=False,
+        sits_idle=False,
     )
     task.write(tmp_path)
     assert Task.read(tmp_path) == task

@@ -270,7 +270,7 @@ def test_a_server_that_holds_a_device_open_forks_nothing(
         def close(self) -> None:
             started.append("closed")
 
-    monkeypatch.setattr(launch, "ForkServer", Unclean)
+    monkeypatch.setattr(processes, "ForkServer", Unclean)
     with Launcher(Store(tmp_path), None) as own:
         starters = [own._starter(SMOKE) for _ in range(3)]
         assert own.device_files() == ["/dev/nvidia-uvm"]

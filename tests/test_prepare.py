@@ -80,7 +80,7 @@ class Home:
             product_folder=str(self.product),
             cache_folder=str(self.folder / "cache"),
             device="cpu",
-            metered_power=False,
+            sits_idle=False,
         )
 
     def assemble(

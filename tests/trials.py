@@ -19,7 +19,7 @@ def story_of(case: Case, folder: Path, cache: Path, product: str = "") -> Story:
         product_folder=product,
         cache_folder=str(cache),
         device="cpu",
-        metered_power=False,
+        sits_idle=False,
     ).write(folder)
     assert worker.run(folder) == 0
     return read(folder)

@@ -35,9 +35,6 @@ class Task(BaseModel):
     points: tuple[int, ...]
     """Indices into the case's points that are still to be measured."""
 
-    first: bool = True
-    """Whether this is the trial's first process; only that one sits idle for the idle power."""
-
     parent_weights: str = ""
     """Folder of the weights that a product case starts from."""
 
@@ -52,8 +49,8 @@ class Task(BaseModel):
 
     cache_folder: str
     device: Literal["cpu", "accelerator"]
-    metered_power: bool
-    """Whether something samples power, so that an idle phase is worth its two seconds."""
+    sits_idle: bool
+    """Whether to do nothing for two seconds first, so that a drift of idle power is seen."""
 
     def write(self, folder: Path) -> None:
         (folder / TRIAL).write_text(self.model_dump_json(), "utf-8")

@@ -151,16 +151,44 @@ class _Forked:
 class FreshInterpreter:
     """Starts every worker in an interpreter of its own (the `publish` profile)."""
 
-    device_files: tuple[str, ...] = ()
-
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
 
     def start(self, folder: Path) -> Worker:
         return _spawn("efficientllm.worker", folder, self._environment)
 
+
+class Starters:
+    """Who starts a run's workers: one fork server as long as it lives, or fresh interpreters."""
+
+    def __init__(self, environment: dict[str, str], work: Path) -> None:
+        self._environment, self._work = environment, work
+        self._server: ForkServer | None = None
+        self.device_files: list[str] = []
+        """What the fork server held open; it would have poisoned its forks, so it was ended."""
+
+    def starter(self, *, fresh: bool) -> ForkServer | FreshInterpreter:
+        """A living fork server, or a fresh interpreter where asked for or needed."""
+        if fresh or self.device_files:
+            return FreshInterpreter(self._environment)
+        if self._server is not None and not self._server.alive:
+            self.close()
+        if self._server is None:
+            self._work.mkdir(parents=True, exist_ok=True)
+            errors = self._work / f"forkserver-{os.getpid()}.log"
+            self._server = ForkServer(self._environment, errors)
+            if self._server.device_files:
+                # A library has opened the card on import. Slower starts, the same numbers.
+                self.device_files = self._server.device_files
+                self.close()
+                return FreshInterpreter(self._environment)
+        return self._server
+
     def close(self) -> None:
-        """Nothing outlives a worker."""
+        """End the fork server; its workers end with it."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
 
 def start_idle(folder: Path, seconds: float, environment: dict[str, str]) -> Worker:

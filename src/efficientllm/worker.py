@@ -96,7 +96,7 @@ def _trial(task: Task, log: Journal) -> Outcome:
         device = open_device(task.device)
     start_compilers(getattr(case.workload, "compile", "none"), device)
     setting = Setting(task, case, protocol, device, log, AllocatorMemory(device.torch))
-    if task.metered_power and task.first:
+    if task.sits_idle:
         with log.phase("idle"):
             clock.sleep(IDLE_SECONDS)
     with log.phase("load"):
