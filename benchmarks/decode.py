@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 import arms
+import measuring
 from efficientllm import clock
 from efficientllm.catalog.shape import Shape
 from efficientllm.cost import cache_read_bytes
@@ -91,19 +92,19 @@ def setup(args: argparse.Namespace, batch: int) -> Setup:
     shape = shape_of(case)
     if shape is None or not shape.published:
         raise Unsupported(f"{args.model}: not a dense shape that all arms know")
-    return Setup(case, case.points[0], args.new, shape, arms.device(), args.out)
+    return Setup(case, case.points[0], args.new, shape, measuring.device(), args.out)
 
 
 def ours(to: Setup) -> Server:
     """The tool's own work."""
-    made, work = arms.work_of(to.case, to.out / "vocabulary")
+    made, work = measuring.work_of(to.case, to.out / "vocabulary")
     how = ", ".join(f"{key} {made.resolved[key]}" for key in ("compile", "attention", "graph"))
     return Server(partial(work.unit, "prefill"), partial(work.unit, "request"), how)
 
 
 def transformers_static(to: Setup) -> Server:
     """transformers' model and static cache in a plain loop."""
-    model = arms.published(to.shape, torch.bfloat16, to.device).eval().requires_grad_(False)
+    model = measuring.published(to.shape, torch.bfloat16, to.device).eval().requires_grad_(False)
     seen, (batch, context) = face(model), to.point
     tokens = _prompts(to).to(to.device.torch)
     with torch.inference_mode():
@@ -160,11 +161,11 @@ def _prompts(to: Setup) -> Tensor:
 
 def measure(build: Callable[[Setup], Server], args: argparse.Namespace, batch: int) -> arms.Result:
     """Time --steps whole requests and as many with a single token; the rest is decode."""
-    to, (product, peak) = setup(args, batch), arms.card()
+    to, (product, peak) = setup(args, batch), measuring.card()
     server = build(to)
     line = clock.HostTimeline() if server.elsewhere else clock.timeline(to.device.torch)
-    found = arms.timed(server.whole, line, args)
-    _, single = arms.window(server.single, line, args.steps)
+    found = measuring.timed(server.whole, line, args)
+    _, single = measuring.window(server.single, line, args.steps)
     first, whole = statistics.median(single), statistics.median(found["unit_s"])
     step, head = (whole - first) / (args.new - 1), to.shape.vocab * to.shape.hidden
     read = batch * cache_read_bytes(to.shape, args.context + args.new / 2)

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import arms
+import measuring
 from check import Check
 from checks import CHECKS
 from efficientllm.record import Unsupported
@@ -89,7 +89,7 @@ def row(
     most = found["tolerance"] = TOLERANCE[dtype]
     torch.manual_seed(0)
     try:
-        check = make(arms.device().torch, dtype)
+        check = make(measuring.device().torch, dtype)
         found |= {"shape": check.shape, "errors": errors(check)}
     except Unsupported as why:
         return found | {"verdict": f"not here: {why}"}
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the same as JSON")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("highest")
-    product, _ = arms.card()
+    product, _ = measuring.card()
     print(f"{product}, torch {torch.__version__}\n")
     print("| kernel | dtype | shape | errors | tolerance | verdict |")
     print("|" + " --- |" * 6)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-import arms
+import measuring
 from efficientllm import clock, machine, measure
 from efficientllm.measure import Loop
 from efficientllm.spec.protocol import PROFILES
@@ -36,10 +36,10 @@ STEPS = 20
 def build(overrides: tuple[str, ...]) -> tuple[Any, torch.device]:
     """A training workload, warmed up and compiled."""
     suite = one_line_suite("pretrain", overrides)
-    _, work = arms.work_of(suite.cases[0], Path(tempfile.mkdtemp()))
+    _, work = measuring.work_of(suite.cases[0], Path(tempfile.mkdtemp()))
     for _ in range(5):
         work.unit("step")
-    return work, arms.device().torch
+    return work, measuring.device().torch
 
 
 def bare(work: Any, device: torch.device) -> float:

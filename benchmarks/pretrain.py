@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import arms
+import measuring
 from efficientllm import clock
 from efficientllm.catalog.shape import Shape, presets
 from efficientllm.cost import causal_pairs, training_flops
@@ -90,12 +91,12 @@ def setup(args: argparse.Namespace, length: int) -> Setup:
     case = Case.model_validate({"model": model, "workload": workload})
     assert isinstance(case.workload, Pretrain)
     shape, cache = presets()[args.preset], args.out / "vocabulary"
-    return Setup(case, case.workload, shape, arms.device(), cache)
+    return Setup(case, case.workload, shape, measuring.device(), cache)
 
 
 def ours(to: Setup) -> Loop:
     """The tool's own work."""
-    assembly, work = arms.work_of(to.case, to.cache)
+    assembly, work = measuring.work_of(to.case, to.cache)
     how = (f"{key} {assembly.resolved[key]}" for key in ("compile", "attention", "loss", "graph"))
     return Loop(partial(work.unit, "step"), lambda: list(work.losses()), ", ".join(how))
 
@@ -119,7 +120,7 @@ def bare(to: Setup) -> Loop:
 def transformers(to: Setup, *, pinned: bool = False) -> Loop:
     """Qwen2ForCausalLM of the same sizes, as a script would use it."""
     attention = _pinned(to) if pinned else "torch's choice"
-    model = arms.published(to.shape, TORCH_TYPES[to.spec.precision.params], to.device)
+    model = measuring.published(to.shape, TORCH_TYPES[to.spec.precision.params], to.device)
     plain = face(model).hidden
     hidden = plain if to.device.is_cpu else compiling.compiled(plain)
     return _loop(to, model, hidden, f"compile model, attention {attention}")
@@ -166,9 +167,9 @@ def _ready(to: Setup) -> list[tuple[Tensor, Tensor]]:
 
 def measure(build: Callable[[Setup], Loop], args: argparse.Namespace, length: int) -> arms.Result:
     """Build, take the first step, warm up, and time --steps steps."""
-    to, (product, peak) = setup(args, length), arms.card()
+    to, (product, peak) = setup(args, length), measuring.card()
     loop = build(to)
-    found = arms.timed(loop.step, clock.timeline(to.device.torch), args)
+    found = measuring.timed(loop.step, clock.timeline(to.device.torch), args)
     losses, rows, tokens = loop.losses(), to.spec.batch, args.batch * args.steps
     flops = training_flops(to.shape, (), tokens, args.steps * rows * causal_pairs(length))
     limit = None if peak is None else peak.flops("bf16")

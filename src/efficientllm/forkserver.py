@@ -16,6 +16,7 @@ initialises CUDA and poisons every fork. What else they ask is answered by `unop
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -55,8 +56,7 @@ def main() -> None:
     if os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK") != "1":
         sys.exit("start this with PYTORCH_NVML_BASED_CUDA_CHECK=1")
     with unopened():
-        for name in (*PRELOAD, *([COMPILER] if gpus() else [])):
-            importlib.import_module(name)
+        _import_uncollected((*PRELOAD, *([COMPILER] if gpus() else [])))
     close_nvml()
     _tell({"ready": True, "device_files": open_device_files()})
     children: set[int] = set()
@@ -66,6 +66,19 @@ def main() -> None:
     finally:
         _end(children)
     os._exit(0)  # there is nothing to tidy up, and unloading torch takes more than a second
+
+
+def _import_uncollected(names: tuple[str, ...]) -> None:
+    """Import without looking for garbage, which takes an eighth of the time and finds none.
+
+    What is there then is never looked through again, so that a worker's own collections are
+    short and leave the pages that it shares with its siblings alone.
+    """
+    gc.disable()
+    for name in names:
+        importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
 
 
 def open_device_files() -> list[str]:
