@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -41,6 +42,24 @@ def test_a_stage_has_its_three_charts_of_the_rows_that_ended_well() -> None:
         "Quality against time",
     ]
     assert [named(chart.svg) for chart in found] == [{"bf16"}] * 3
+
+
+def test_every_chart_keeps_to_the_grammar_that_pages_do_not_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawers = set[str]()
+    styled = charts._styled
+
+    def checking(chart: Any) -> Any:
+        drawers.add(sys._getframe(2).f_code.co_name)
+        styled(chart).to_dict()
+        return styled(chart)
+
+    monkeypatch.setattr(charts, "_styled", checking)
+    few = ("mha", "gqa")
+    study = [*made.attention_suite(1, few), *made.learning_suite(3, few)]
+    page(Results((*study, *pair())))
+    assert len(drawers) == 5, "whoever calls `drawn`"
 
 
 def test_a_chart_holds_only_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:

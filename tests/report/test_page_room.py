@@ -47,7 +47,7 @@ def test_drawings_of_the_newest_rows_go_before_a_row_that_something_leads_to(
     room = len(whole.encode())
     order = []
     while not order or order[-1].details >= led:
-        room = room * 9 // 10
+        room = room * 5 // 6
         monkeypatch.setattr(html, "MAX_BYTES", room)
         order.append(seen(page(records)))
     drawn, bare = ([each for each in order if bool(each.drawings) is x] for x in (True, False))

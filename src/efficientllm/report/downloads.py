@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from efficientllm.analysis.table import Row
 from efficientllm.record import Record
-from efficientllm.report.export import export
+from efficientllm.report.export import exports
 from efficientllm.report.public import public_record
 from efficientllm.report.section import Studies
 
@@ -15,7 +15,8 @@ MAX_RAW_BYTES = 600_000
 def downloads(main: list[Row], found: Studies | None, newest: Record) -> dict[str, str]:
     """Texts by form: csv, md, latex and raw (without samples where they would be too many)."""
     rows = _chosen(main, found)
-    texts = {form: export(rows, form).decode() for form in ("csv", "md", "latex")} if rows else {}
+    forms = exports(rows, ("csv", "md", "latex")) if rows else {}
+    texts = {form: text.decode() for form, text in forms.items()}
     raw = public_record(newest).model_dump_json()
     if len(raw) > MAX_RAW_BYTES:
         readings = [r.model_copy(update={"t_ns": (), "columns": {}}) for r in newest.readings]

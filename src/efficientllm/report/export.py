@@ -74,9 +74,20 @@ def export(rows: list[Row], form: str, probes: Iterable[Record] = ()) -> bytes:
     `probes` are what `doctor` measured: whole records take them along, because they are the
     ceilings that the rows' `roofline_share` divides by.
     """
+    return exports(rows, (form,), probes)[form]
+
+
+def exports(
+    rows: list[Row], forms: Iterable[str], probes: Iterable[Record] = ()
+) -> dict[str, bytes]:
+    """The rows in several formats, as `export` gives each."""
     if not rows:
         raise ValueError("there are no records to export")
-    rows = public_rows(rows)
+    public = public_rows(rows)
+    return {form: _written(public, form, probes) for form in forms}
+
+
+def _written(rows: list[Row], form: str, probes: Iterable[Record]) -> bytes:
     match form:
         case "jsonl":
             return _jsonl(rows, probes)
