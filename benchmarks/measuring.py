@@ -1,6 +1,6 @@
 """Inside one arm's process: its device, its model or the tool's own work, and how it is timed.
 
-Apart from `arms`, so that whoever only starts processes imports no torch.
+Apart from `arms`, which starts and ends processes and needs no torch for it.
 """
 
 from __future__ import annotations

@@ -29,6 +29,18 @@ def test_the_server_refuses_to_start_where_a_question_would_poison_its_forks() -
     assert done.stderr.strip() == b"start this with PYTORCH_NVML_BASED_CUDA_CHECK=1"
 
 
+def test_what_is_imported_is_looked_through_for_garbage_neither_then_nor_later() -> None:
+    program = (
+        "import gc; from efficientllm.forkserver import _import_uncollected as load;"
+        "before = gc.get_stats(); load(('email.mime.text', 'xml.dom.minidom', 'unittest.mock'));"
+        "print(gc.get_stats() == before, gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
 def test_a_library_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     environment = child_environment(None) | {
         "PYTHONPATH": str(lay_out(tmp_path / "fakes", customize="light")),

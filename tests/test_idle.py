@@ -14,18 +14,25 @@ from typing import Any
 import pytest
 
 from efficientllm import idle, launch, processes, watch
-from efficientllm.journal import READINGS, Journal, read
+from efficientllm.journal import READINGS, Journal, Task, read
 from efficientllm.launch import Interrupted, Launcher
 from efficientllm.machine import Gpu
+from efficientllm.plan import Planned
 from efficientllm.record import Outcome
 from efficientllm.spec.protocol import Protocol
 from efficientllm.store import Store
+from tests import samples
 
+CASE = samples.case()
+(POINT,) = samples.record(CASE).points
 GPU = Gpu(0, "GPU-1", "NVIDIA H200", 140 << 30, 139 << 30, 700.0, 0.0, 0, "580", mig=False)
 
 
 class Card:
-    """A card that draws 90 W, and 300 W as long as nobody sits idle on it; what was done to it."""
+    """A card that draws 90 W, and 300 W as long as nobody sits idle on it; what was done to it.
+
+    Somebody else may make it draw more in the last moment, or hold memory.
+    """
 
     def __init__(self) -> None:
         self.done: list[str] = []
@@ -33,6 +40,8 @@ class Card:
         self.status = 0
         self.seconds: list[float] = []
         self.pid = 1 << 22  # of nobody
+        self.more_watts = 0.0
+        self.in_use: dict[str, str] = {}
 
     def sit(self, folder: Path, seconds: float, environment: dict[str, str]) -> Card:
         self.done.append("idle process")
@@ -44,7 +53,8 @@ class Card:
                 log.write_durable("end", outcome=self.ends.model_dump())
         (folder / "stderr").write_text("Traceback\nRuntimeError: torch sees no accelerator here\n")
         head = {"index": 0, "meter": "power", "device": "GPU-1", "scope": "board"}
-        rows = [[0, t, 90.0 if 100 <= t <= 200 else 300.0] for t in range(0, 400, 50)]
+        watts = {100: 90.0, 150: 90.0, 200: 90.0 + self.more_watts}
+        rows = [[0, t, watts.get(t, 300.0)] for t in range(0, 400, 50)]
         lines = [head | {"columns": ["power_w"]}, *rows]
         (folder / READINGS).write_text("".join(json.dumps(line) + "\n" for line in lines))
         return self
@@ -68,7 +78,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     monkeypatch.setattr(processes, "start_sampler", made.told("sampler"))
     monkeypatch.setattr(processes, "stop_sampler", made.told("sampler stopped"))
     monkeypatch.setattr(processes, "end_group", made.told("group ended"))
-    monkeypatch.setattr(launch, "wait_for_memory", lambda _: {})
+    monkeypatch.setattr(launch, "wait_for_memory", lambda _: made.in_use)
     monkeypatch.setattr(Launcher, "_starter", made.told("fork server"))
     monkeypatch.setattr(watch, "memory_kills", lambda: 0)
     return made
@@ -106,13 +116,42 @@ def test_it_is_measured_once_a_run_even_if_it_fails(tmp_path: Path, card: Card) 
     assert card.done.count("idle process") == 2
 
 
-@pytest.mark.parametrize(("passed", "fresh"), [(launch.FRESH_S - 1, True), (90.0, False)])
-def test_a_trial_that_follows_at_once_needs_no_second_look(
-    passed: float, fresh: bool, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("since", "watts", "in_use", "first"),
+    [
+        (launch.FRESH_S - 1, 0.0, {}, [False, False]),
+        (launch.FRESH_S + 1, 0.0, {}, [True, False]),
+        (1.0, 20.0, {}, [True, False]),
+        (1.0, 0.0, {"shared_device": "0.30 GiB"}, [True, False]),
+    ],
+)
+def test_trials_sit_idle_once_and_the_first_only_where_the_run_s_look_is_old_or_doubtful(
+    since: float,
+    watts: float,
+    in_use: dict[str, str],
+    first: list[bool],
+    tmp_path: Path,
+    card: Card,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    sat: list[bool] = []
+
+    def process(_: Launcher, folder: Path, *__: object) -> tuple[Outcome, bool]:
+        """One that measures nothing, then one that measures the point."""
+        sat.append(Task.read(folder).sits_idle)
+        with Journal(folder) as log:
+            if folder.name == "1":
+                log.write("point", result=POINT.model_dump(mode="json"))
+                log.write("note", key="quality", reason="was not asked for")
+        return Outcome(), True
+
+    card.more_watts, card.in_use = watts, in_use
+    monkeypatch.setattr(Launcher, "_process", process)
     launcher = measured(tmp_path, card)
-    monkeypatch.setattr(launch.clock, "seconds_since", lambda _: passed)
-    assert [launcher._idle_was_just_taken() for _ in range(2)] == [fresh, False]
+    monkeypatch.setattr(launch.clock, "seconds_since", lambda _: since)
+    for number in range(2):
+        assert launcher.run(Planned(CASE, number, 0), Protocol()) is not None
+    assert sat == [*first, True, False]
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def main() -> None:
 
 
 def _import_uncollected(names: tuple[str, ...]) -> None:
-    """Import without looking for garbage, which takes an eighth of the time and finds none.
+    """Import without looking for garbage: an eighth of the time, for 9 of 480 MiB.
 
-    What is there then is never looked through again, so that a worker's own collections are
+    What is there then is never looked through again, so that a forked worker's collections are
     short and leave the pages that it shares with its siblings alone.
     """
     gc.disable()

@@ -25,7 +25,7 @@ from efficientllm.failure import Interrupted as Interrupted
 from efficientllm.plan import Planned, env_id
 from efficientllm.preflight import wait_for_memory
 from efficientllm.processes import ForkServer, FreshInterpreter, Starters, Worker
-from efficientllm.readings import last_line, mean_power, read_notes, read_readings
+from efficientllm.readings import is_steady, last_line, mean_power, read_notes, read_readings
 from efficientllm.record import DONE, Outcome, Reading, Record, Trial
 from efficientllm.spec.model import Product
 from efficientllm.spec.protocol import Protocol
@@ -36,7 +36,8 @@ SPACE_BYTES = 1 << 30
 IDLE_S, GLANCE_S = 10.0, 2.0
 """How long idle power is taken over, and how long before a first look.
 
-Eight times on two H200s two seconds and the five before them differed by at most 0.5 W of 125.
+Two seconds of a trial and the five of the run before it differed by 0.5 W of 125 at most, in
+eight runs on two H200s.
 """
 
 FRESH_S = 60.0
@@ -106,7 +107,8 @@ class Launcher:
             if sat is not None:
                 readings = read_readings(folder)
                 self.idle_power_w = mean_power(readings, sat.start_ns, sat.end_ns)
-                self._idle_taken_ns = sat.end_ns if self.idle_power_w is not None else None
+                if is_steady(readings, sat.start_ns, sat.end_ns):
+                    self._idle_taken_ns = sat.end_ns
             elif outcome.status != "ok":
                 why = outcome.reason or last_line(folder / "stderr") or outcome.status
                 self._notes["idle"] = f"idle power could not be measured: {why}"
@@ -170,7 +172,8 @@ class Launcher:
         folder: Path,
     ) -> Record:
         started_at, start_ns = clock.wall(), clock.now_ns()
-        notes = self._notes | wait_for_memory(self.gpu)
+        in_use = wait_for_memory(self.gpu)
+        notes, fresh = self._notes | in_use, self._idle_was_just_taken() and not in_use
         stories: list[journal.Story] = []
         readings: list[Reading] = []
         outcome = Outcome()
@@ -178,7 +181,7 @@ class Launcher:
         while left is not None:
             part = folder / str(len(stories))
             part.mkdir()
-            sits_idle = not stories and not self._idle_was_just_taken()
+            sits_idle = not stories and not fresh
             self._task(planned, protocol, left, sits_idle=sits_idle).write(part)
             outcome, alive = self._process(part, protocol, listener)
             outcome, story = with_lost_point(outcome, planned.case, left, journal.read(part))
@@ -214,7 +217,7 @@ class Launcher:
         )
 
     def _idle_was_just_taken(self) -> bool:
-        """Whether this is the first trial after it was: a second look would tell nothing."""
+        """Whether this is the first trial after it was, steadily: a second look tells no more."""
         taken_ns, self._idle_taken_ns = self._idle_taken_ns, None
         return taken_ns is not None and clock.seconds_since(taken_ns) < FRESH_S
 

@@ -75,6 +75,16 @@ def last_line(path: Path) -> str:
     return lines[-1] if lines else ""
 
 
+def is_steady(readings: list[Reading], start_ns: int, end_ns: int) -> bool:
+    """Whether a board drew as much in both halves, within 5 %; False where it was not sampled."""
+    middle = (start_ns + end_ns) // 2
+    first = mean_power(readings, start_ns, middle)
+    second = mean_power(readings, middle, end_ns)
+    if first is None or second is None:
+        return False
+    return abs(first - second) <= 0.05 * max(first, second)
+
+
 def mean_power(readings: Iterable[Reading], start_ns: int, end_ns: int) -> float | None:
     """Mean of the instant power (W) between two moments; None where it was not sampled."""
     watts = [

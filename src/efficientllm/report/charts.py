@@ -193,7 +193,7 @@ def drawn(title: str, draw: Callable[[Any], Any], notes: tuple[str, ...] = ()) -
         import vl_convert
     except ImportError as error:
         return Chart(title, "", f"charts need the package {error.name}")
-    # Checking against the grammar takes half as long as drawing; a test does it for all charts.
+    # Checking against the grammar takes half as long as drawing; a test does it for all kinds.
     svg = vl_convert.vegalite_to_svg(_styled(draw(alt)).to_dict(validate=False))
     return Chart(title, _inline(svg), notes=notes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from efficientllm.analysis.study import size, studies, trainings, variant
@@ -68,7 +68,7 @@ def flat(row: Row) -> dict[str, Any]:
     return values
 
 
-def export(rows: list[Row], form: str, probes: Iterable[Record] = ()) -> bytes:
+def export(rows: list[Row], form: str, probes: Collection[Record] = ()) -> bytes:
     """The rows in a format; ValueError for one that does not exist, or without rows.
 
     `probes` are what `doctor` measured: whole records take them along, because they are the
@@ -78,7 +78,7 @@ def export(rows: list[Row], form: str, probes: Iterable[Record] = ()) -> bytes:
 
 
 def exports(
-    rows: list[Row], forms: Iterable[str], probes: Iterable[Record] = ()
+    rows: list[Row], forms: Iterable[str], probes: Collection[Record] = ()
 ) -> dict[str, bytes]:
     """The rows in several formats, as `export` gives each."""
     if not rows:
@@ -87,7 +87,7 @@ def exports(
     return {form: _written(public, form, probes) for form in forms}
 
 
-def _written(rows: list[Row], form: str, probes: Iterable[Record]) -> bytes:
+def _written(rows: list[Row], form: str, probes: Collection[Record]) -> bytes:
     match form:
         case "jsonl":
             return _jsonl(rows, probes)

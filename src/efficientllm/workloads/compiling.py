@@ -35,8 +35,8 @@ def resolve(wanted: str, device: Device, *, ours: bool, decode: bool) -> str:
 def start_compilers(wanted: str, device: Device) -> None:
     """Start the processes that Inductor compiles kernels in, where any will be.
 
-    They take seconds to import torch. Started with the trial they do so while it sits idle
-    and loads; started by the first compilation, it compiles most of its kernels alone.
+    They take seconds to import torch. Started with the trial they do so while it
+    loads; started by the first compilation, it compiles most of its kernels alone.
     """
     if device.is_cpu or wanted == "none":
         return
