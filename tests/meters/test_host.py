@@ -79,22 +79,37 @@ def test_a_child_that_has_ended_makes_one_reading_unknown(proc: Proc) -> None:
     assert meter.read() == pytest.approx((0.0,))
 
 
+def test_a_child_of_another_session_that_is_reaped_makes_one_reading_unknown(proc: Proc) -> None:
+    proc.set(0, 0, 0, {7: (7, 0.0)})
+    meter = HostLoad(7)
+    proc.now_s = 1.0
+    proc.set(1.5, 0, 0, {7: (7, 30.0)})
+    assert meter.read() == (None,)
+    proc.now_s = 2.0
+    proc.set(3.0, 0, 0, {7: (7, 31.0)})
+    assert meter.read() == pytest.approx((0.5,))
+
+
 def test_no_time_no_reading(proc: Proc) -> None:
     assert HostLoad(7).read() is None
 
 
 @pytest.mark.slow
 def test_a_busy_neighbour_is_seen_here() -> None:
-    """A process of another session that computes for a second or two."""
-    code = "import time\nend = time.time() + 3\nwhile time.time() < end: pass"
+    """A process of another session that computes; what else ends here may hide it for a second."""
+    code = "import time\nend = time.time() + 30\nwhile time.time() < end: pass"
     neighbour = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
         clock.sleep(0.5)
         meter = HostLoad(1 << 22)
-        clock.sleep(1.0)
-        (others,) = meter.read() or (None,)
+        seen = False
+        for _ in range(10):
+            clock.sleep(1.0)
+            (others,) = meter.read() or (None,)
+            seen = others is not None and others > 0.3
+            if seen:
+                break
     finally:
         neighbour.kill()
         neighbour.wait()
-    assert others is not None
-    assert others > 0.3
+    assert seen

@@ -16,6 +16,8 @@ from efficientllm import clock
 
 PROC = Path("/proc")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+ROUNDED_S = 0.25
+"""What rounding to ticks may add up to, over all processes of a session."""
 
 
 class _Busy(NamedTuple):
@@ -44,9 +46,11 @@ class HostLoad:
         seconds = (now.t_ns - last.t_ns) / 1e9
         if seconds <= 0:
             return None
-        # An orphan that ends takes its time out of `own_s`: what others did is then not known.
-        own = now.own_s - last.own_s
-        return (max(0.0, now.all_s - last.all_s - own) / seconds if own >= 0 else None,)
+        own, busy = now.own_s - last.own_s, now.all_s - last.all_s
+        # An orphan that ends takes its time out of `own_s`, and one of another session that is
+        # reaped here brings all of its own: what others did is then not known.
+        known = 0 <= own <= busy + ROUNDED_S
+        return (max(0.0, busy - own) / seconds if known else None,)
 
     def _busy(self) -> _Busy:
         return _Busy(clock.now_ns(), _processors(self._cpus), _sessions(self._sessions))
