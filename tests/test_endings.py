@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from efficientllm import endings
-from efficientllm.endings import death, left_over, memory_kills, overall, with_lost_point
+from efficientllm.endings import death, left_over, overall, with_lost_point
 from efficientllm.journal import Journal, Story, read
 from efficientllm.record import Outcome, PointResult
 from tests import samples
@@ -114,15 +113,3 @@ def test_an_exit_without_a_word_carries_the_last_line_cut_to_size(tmp_path: Path
     reason = death(3, read(tmp_path), tmp_path).reason
     assert reason.startswith("exit status 3: xxx")
     assert len(reason) == 500
-
-
-def test_kills_for_memory_are_counted_in_this_group_before_the_whole_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    group, host = tmp_path / "memory.events", tmp_path / "vmstat"
-    monkeypatch.setattr(endings, "MEMORY_EVENTS", (group, host))
-    assert memory_kills() == 0
-    host.write_text("pgfault 12\noom_kill 7\n")
-    assert memory_kills() == 7
-    group.write_text("low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\noom_group_kill 0\n")
-    assert memory_kills() == 2

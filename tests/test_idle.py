@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from efficientllm import idle, launch, processes, watch
+from efficientllm import idle, launch, processes
 from efficientllm.journal import READINGS, Journal, Task, read
 from efficientllm.launch import Interrupted, Launcher
 from efficientllm.machine import Gpu
@@ -80,7 +80,6 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     monkeypatch.setattr(processes, "end_group", made.told("group ended"))
     monkeypatch.setattr(launch, "wait_for_memory", lambda _: made.in_use)
     monkeypatch.setattr(Launcher, "_starter", made.told("fork server"))
-    monkeypatch.setattr(watch, "memory_kills", lambda: 0)
     return made
 
 

@@ -224,51 +224,15 @@ def test_nothing_that_names_the_host_or_the_user_is_in_a_machine() -> None:
         assert len(secret) < 3 or secret not in shown
 
 
-# Limits
+# Memory
 
 
-def groups(root: Path, limits: dict[str, str], own: str = "0::/\n") -> list[int]:
-    """Memory limits of a made-up tree of control groups."""
-    for name, text in limits.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    (root / "own").write_text(own)
-    return list(machine._memory_limits(root, root / "own"))
-
-
-@pytest.mark.parametrize(
-    ("limits", "own", "expected"),
-    [
-        ({}, "0::/\n", []),
-        ({"memory.max": "max\n"}, "0::/\n", []),
-        ({"memory.max": "1073741824\n"}, "0::/\n", [1 << 30]),
-        ({"memory.max": "8000\n"}, "12:cpuset:/\n0::/\n", [8000]),
-        ({"memory/memory.limit_in_bytes": "4096\n"}, "4:memory:/x\n", [4096]),
-        # a batch system's job, seen from outside its own namespace
-        (
-            {"job/step/memory.max": "max", "job/memory.max": "500", "memory.max": "900"},
-            "0::/job/step\n",
-            [500, 900],
-        ),
-        ({"memory.max": "900"}, "0::/../../elsewhere\n", [900]),
-        ({"memory.max": "garbage"}, "garbage", []),
-    ],
-)
-def test_limits_of_control_groups_are_found(
-    tmp_path: Path, limits: dict[str, str], own: str, expected: list[int]
-) -> None:
-    assert groups(tmp_path, limits, own) == expected
-
-
-def test_memory_is_what_the_strictest_limit_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups(tmp_path, {"memory.max": str(1 << 28)})
+def test_memory_is_what_the_strictest_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     before = machine.memory_bytes()
-    monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(machine.control_group, "limits", lambda: iter([1 << 60, 1 << 28]))
     assert machine.memory_bytes() == min(before, 1 << 28)
-    (tmp_path / "memory.max").write_text(str(1 << 60))  # more than there is
-    assert machine.memory_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(machine.control_group, "limits", lambda: iter([1 << 60]))
+    assert machine.memory_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # Software

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from efficientllm.journal import Story
 from efficientllm.readings import last_line
 from efficientllm.record import Outcome, PointResult
 from efficientllm.spec.case import Case
-
-MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def left_over(outcome: Outcome, points: tuple[int, ...], story: Story) -> tuple[int, ...] | None:
@@ -54,7 +51,7 @@ def overall(outcome: Outcome, points: tuple[PointResult, ...]) -> Outcome:
 def death(status: int, story: Story, folder: Path, *, out_of_memory: bool = False) -> Outcome:
     """A worker that ended without a word: by which signal, and its last line.
 
-    `out_of_memory`: the kernel has ended a process for memory while this one ran.
+    `out_of_memory`: the kernel has ended a process of its control group for memory meanwhile.
     """
     if status == -signal.SIGKILL and out_of_memory:
         reason = "the host ran out of memory: the kernel ended the process"
@@ -66,16 +63,3 @@ def death(status: int, story: Story, folder: Path, *, out_of_memory: bool = Fals
     return Outcome(
         status="crash", phase=story.phase_now, reason=f"exit status {status}: {lines}"[:500]
     )
-
-
-def memory_kills() -> int:
-    """Processes that the kernel has ended for memory: in this control group, or on this host."""
-    for path in MEMORY_EVENTS:
-        try:
-            text = path.read_text("ascii")
-        except OSError:
-            continue
-        found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
-        if found:
-            return int(found.group(1))
-    return 0

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+from efficientllm import control_group
 from efficientllm.failure import DeviceError as DeviceError
 from efficientllm.provenance import own_code
 from efficientllm.record import Machine
@@ -224,35 +225,12 @@ def software(gpu: Gpu | None) -> dict[str, str]:
 def memory_bytes() -> int:
     """Memory this process may use: the machine's, or less where a control group says so."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([total, *_memory_limits(_CONTROL_GROUPS, Path("/proc/self/cgroup"))])
-
-
-_CONTROL_GROUPS = Path("/sys/fs/cgroup")
-
-
-def _memory_limits(root: Path, own: Path) -> Iterator[int]:
-    """Limits of this process's control group and of all above it (version 2), or the one of v1."""
-    inside = _first_line(own, r"0::/(.*)") or "."
-    folders = [root / inside, *(root / inside).parents]
-    files = [folder / "memory.max" for folder in folders if folder.is_relative_to(root)]
-    for path in (*files, root / "memory" / "memory.limit_in_bytes"):
-        if limit := _first_line(path, r"(\d+)"):
-            yield int(limit)
-
-
-def _first_line(path: Path, pattern: str) -> str:
-    """What the pattern's group matches as a whole line of a file; empty when nothing does."""
-    try:
-        text = path.read_text("utf-8", "replace")
-    except OSError:
-        return ""
-    found = re.search(rf"^{pattern}$", text, re.MULTILINE)
-    return found.group(1) if found else ""
+    return min([total, *control_group.limits()])
 
 
 def _cpu_name() -> str:
-    name = _first_line(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)")
-    return name.strip() or platform.machine()
+    name = control_group.first_line(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)")
+    return (name or "").strip() or platform.machine()
 
 
 def _slug(text: str) -> str:

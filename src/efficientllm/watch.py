@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from efficientllm import clock, journal, processes
-from efficientllm.endings import death, memory_kills
+from efficientllm.control_group import kill_count, memory_kills
+from efficientllm.endings import death
 from efficientllm.processes import CannotStart, Worker
 from efficientllm.record import Outcome
 
@@ -38,7 +39,8 @@ def watch(
 
     `asked_to_stop` holds the signals that this process has got; it may grow meanwhile.
     """
-    kills_before = memory_kills()
+    count = kill_count(worker.pid)
+    kills_before = memory_kills(count)
     try:
         status = _wait(worker, folder, listener, asked_to_stop)
     except CannotStart as error:  # the fork server has died, and its workers with it
@@ -49,7 +51,7 @@ def watch(
     story = journal.read(folder)
     if story.outcome is not None:
         return story.outcome
-    return death(status, story, folder, out_of_memory=memory_kills() > kills_before)
+    return death(status, story, folder, out_of_memory=memory_kills(count) > kills_before)
 
 
 def _wait(

@@ -25,7 +25,7 @@ BROKEN = os.environ.get("TORCH_STAND_IN_BROKEN", "")
 """A library that cannot be imported (the prefix is one that reaches the fork server)."""
 
 GROUP = os.environ.get("TORCH_STAND_IN_GROUP", "")
-"""A control group that is to run out of memory."""
+"""A control group that is to run out of memory: the server joins it, and so do its workers."""
 
 
 def run(folder: Path) -> int:
@@ -84,8 +84,7 @@ def _act(behaviour: str) -> int:
 
 
 def _eat() -> None:
-    """Join a control group with little memory, and use more."""
-    (Path(GROUP) / "cgroup.procs").write_text(str(os.getpid()))
+    """Use more memory than the control group has."""
     kept = []
     while True:
         kept.append(b"x" * (1 << 20))
@@ -116,3 +115,5 @@ class Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 if "efficientllm.forkserver" in sys.orig_argv:
     sys.meta_path.insert(0, Empty())
+    if GROUP:
+        (Path(GROUP) / "cgroup.procs").write_text(str(os.getpid()))

@@ -7,11 +7,16 @@ The control group, its limit and the kill are real; the worker is scripted
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from efficientllm.control_group import HOST, kill_count, memory_kills
 from efficientllm.launch import Launcher
 from efficientllm.plan import Planned
 from efficientllm.record import Record
@@ -22,12 +27,12 @@ from tests.fakes import lay_out, put_on_path
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 64 << 20
+LIMIT = 256 << 20
 
 
 @pytest.fixture
 def small_group() -> Iterator[Path]:
-    """A control group of 64 MiB, in the first or the second version of that interface."""
+    """A control group of 256 MiB, in the first or the second version of that interface."""
     for root, limit in (
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
         ("/sys/fs/cgroup", "memory.max"),
@@ -72,3 +77,24 @@ def test_a_kill_for_memory_costs_its_point_and_the_rest_is_measured(tmp_path: Pa
     assert lost.phase == "prepare"
     assert lost.reason == "the host ran out of memory: the kernel ended the process"
     assert [phase.name for phase in record.phases] == ["load", "load"], "another process"
+
+
+EATS = """
+import pathlib, sys
+(pathlib.Path(sys.argv[1]) / "cgroup.procs").write_text("0")
+kept = []
+while True:
+    kept.append(b"x" * (1 << 20))
+"""
+
+
+def test_a_kill_for_memory_in_another_group_is_not_counted_here(small_group: Path) -> None:
+    """A worker that somebody kills meanwhile has crashed, whatever runs out of memory beside it."""
+    count, on_host = kill_count(os.getpid()), memory_kills(HOST)
+    if count == HOST:
+        pytest.skip("this host counts for all groups together")
+    before = memory_kills(count)
+    eater = subprocess.run([sys.executable, "-S", "-c", EATS, str(small_group)], check=False)
+    assert eater.returncode == -signal.SIGKILL
+    assert memory_kills(HOST) > on_host
+    assert memory_kills(count) == before
