@@ -25,7 +25,7 @@ from __future__ import annotations
 from functools import cache
 
 from efficientllm.catalog.shape import Shape, Sparse
-from efficientllm.parameters import lora_parameters, parameters
+from efficientllm.parameters import lora_parameters, parameters, readers
 from efficientllm.spec.technique import Custom, Freeze, Full, Lora, Techniques
 
 PREFILL_TOKENS = 1 << 17
@@ -120,8 +120,8 @@ def training_flops(
             adapters = lora_parameters(shape, lora)
             if adapters is None:
                 return None
-            # Below the first layer's q, k and v nothing learns: no gradient goes through them.
-            ends = (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 3 * lora.r
+            # Below what reads the first layer's input nothing learns: no gradient goes through.
+            ends = sum(outputs + lora.r for _, outputs in readers(shape))
             trained, through = adapters, counts.products + head + adapters - shape.hidden * ends
             forward += 2.0 * tokens * adapters
     return forward + 2.0 * tokens * (through + trained) + 2.0 * attention * reached

@@ -177,8 +177,35 @@ def lora_parameters(shape: Shape, lora: Lora) -> int | None:
 
 
 def linears(shape: Shape) -> tuple[tuple[int, int], ...]:
-    """(inputs, outputs) of a dense layer's linear layers: q, k, v, o, gate, up, down."""
+    """(inputs, outputs) of a dense layer's linear layers; `readers` first."""
     hidden, ffn = shape.hidden, shape.ffn
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = ((hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden))
-    return (*attention, (hidden, ffn), (hidden, ffn), (ffn, hidden))
+    return (
+        *readers(shape),
+        *_behind_readers(shape),
+        *((hidden, ffn), (hidden, ffn), (ffn, hidden)),
+    )
+
+
+def readers(shape: Shape) -> tuple[tuple[int, int], ...]:
+    """(inputs, outputs) of what attention reads its layer's input by: q, k and v.
+
+    With latents q, or what compresses it, and the latent; with sparse branches their gates too.
+    """
+    hidden, latent = shape.hidden, shape.latent
+    if latent is not None:
+        queries = latent.q_rank or shape.heads * (latent.qk_nope_dim + latent.qk_rope_dim)
+        return (hidden, queries), (hidden, latent.kv_rank + latent.qk_rope_dim)
+    keys = hidden, shape.kv_heads * shape.head_dim
+    gates = ((hidden, 3 * shape.heads),) if shape.sparse is not None else ()
+    return (hidden, shape.heads * shape.head_dim), keys, keys, *gates
+
+
+def _behind_readers(shape: Shape) -> tuple[tuple[int, int], ...]:
+    """The rest of attention: o; with latents what queries, keys and values are made by too."""
+    heads, latent = shape.heads, shape.latent
+    if latent is None:
+        return ((heads * shape.head_dim, shape.hidden),)
+    made = heads * (latent.qk_nope_dim + latent.qk_rope_dim)
+    queries = ((latent.q_rank, made),) if latent.q_rank else ()
+    keys_values = latent.kv_rank, heads * (latent.qk_nope_dim + latent.v_dim)
+    return *queries, keys_values, (heads * latent.v_dim, shape.hidden)

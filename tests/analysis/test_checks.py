@@ -390,6 +390,14 @@ def test_a_training_whose_scoring_failed_is_told_and_is_no_random_model() -> Non
 
 
 @pytest.mark.parametrize(
+    ("epochs", "expected"), [("less than one", ""), (4.0, ""), (4.1, "warn"), (300.0, "warn")]
+)
+def test_text_that_is_read_again_and_again_is_named(epochs: Any, expected: str) -> None:
+    assert level(training(resolved={"epochs": epochs}), "REPEATED_TEXT") == expected
+    assert level(samples.record(resolved={"epochs": epochs}), "REPEATED_TEXT") == ""
+
+
+@pytest.mark.parametrize(
     ("kind", "per_param", "expected"),
     [("pretrain", 19.9, "warn"), ("pretrain", 20.0, ""), ("finetune", 0.1, "")],
 )

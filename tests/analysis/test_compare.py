@@ -206,6 +206,20 @@ def test_an_invalid_side_decides_nothing_not_even_counts() -> None:
     }
 
 
+def test_a_smoke_run_and_one_that_failed_decide_nothing() -> None:
+    good = row(BF16, (0.01,) * 3)
+    glance = row(INT8, (0.005,) * 3, protocol={"profile": "smoke", "trials": 3})
+    lost = row(INT8, (0.005,) * 3)
+    ended = lost.views[0].point.model_copy(update={"outcome": r.Outcome(status="out_of_memory")})
+    lost = Row((View(lost.views[0].record, ended), *lost.views[1:]))
+    for other, why in ((glance, "is a smoke run"), (lost, "ended with out_of_memory")):
+        for found in (compare(good, other), compare(other, good)):
+            assert {(x.verdict, x.low) for x in found.lines} == {("ambiguous", None)}
+            assert why in found.lines[0].why
+            assert check_condition(found, "slower>5%").status == "undecided"
+            assert why in check_condition(found, "slower>5%").text
+
+
 @pytest.mark.parametrize(
     ("workload", "named"),
     [

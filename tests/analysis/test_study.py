@@ -157,6 +157,29 @@ def test_a_newer_row_that_failed_takes_no_older_ones_place() -> None:
     assert (chosen.status, len(chosen.views)) == ("ok", 3)
 
 
+def moved(records: list[Record], name: str = "elsewhere") -> list[Record]:
+    """The same trials of another class of machines."""
+    machine = samples.MACHINE.model_copy(update={"name": name, "device": name})
+    return again(records, machine=machine)
+
+
+def test_machines_of_two_classes_are_two_studies_that_lend_each_other_nothing() -> None:
+    here = [made.trained(name, seed) for name in ("mha", "mla") for seed in range(3)]
+    there = moved([made.trained("mha", bits=1.2), made.trained("gqa", bits=1.3)])
+    found = {study.machine.name: trainings(study) for study in studies(rows([*here, *there]))}
+    assert [tuple(own.rows) for own in found.values()] == [("mha", "mla"), ("mha", "gqa")]
+    (one,) = found[samples.MACHINE.name].differences
+    assert (one.seeds, one.a, one.b) == (3, "mha", "mla")
+
+
+def test_of_two_rows_of_one_recipe_the_one_with_the_seeds_that_decide_stands() -> None:
+    """A single seed of a newer version beside three of an older one."""
+    seeds = [made.trained(name, seed) for name in ("mha", "mla") for seed in range(3)]
+    newer = again([made.trained("mha", bits=1.2)])
+    (study,) = studies(rows([*seeds, *newer]))
+    assert [len(row.views) for row in trained(study).values()] == [3, 3]
+
+
 SMOKE = {"protocol": {"profile": "smoke", "trials": 3}}
 
 

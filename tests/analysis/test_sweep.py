@@ -91,13 +91,20 @@ def test_a_rate_with_fewer_seeds_is_told_and_not_chosen() -> None:
     trials = [made.trained("mha", seed, lr=2e-3, bits=1.5) for seed in range(3)]
     better = [made.trained("mha", seed, lr=1e-3, bits=1.4) for seed in range(2)]
     (found,) = sweeps(rows([*trials, *better]))
-    assert (learning_rate(found.best), found.compared) == (2e-3, 1)
+    assert (learning_rate(found.best), found.among) == (2e-3, 1)
     assert found.tried == (1e-3, 2e-3)
     assert [flag.code for flag in found.flags] == ["EDGE_OF_SWEEP", "SWEEP_UNFINISHED"]
     assert "0.001 is better on what seeds it has (2)" in found.flags[1].text
     (found,) = sweeps(rows([*trials, *better, made.trained("mha", 2, lr=1e-3, bits=1.4)]))
-    assert (learning_rate(found.best), found.compared) == (1e-3, 2)
+    assert (learning_rate(found.best), found.among) == (1e-3, 2)
     assert [flag.code for flag in found.flags] == ["EDGE_OF_SWEEP"]
+
+
+def test_a_rate_that_two_versions_of_a_library_tried_counts_once() -> None:
+    seeds = [made.trained("mha", s, lr=lr) for lr in (1e-3, 2e-3) for s in range(3)]
+    again = [record.model_copy(update={"env_id": "0" * 64}) for record in seeds]
+    (found,) = sweeps(rows([*seeds, *again]))
+    assert (found.among, found.tried) == (2, (1e-3, 2e-3))
 
 
 def invalid(lr: float, bits: float) -> r.Record:
@@ -122,7 +129,7 @@ def test_of_several_unfinished_rates_the_best_is_told_unless_it_is_invalid() -> 
 def test_an_invalid_quality_is_never_the_best() -> None:
     kept = [made.trained("mha", lr=lr, bits=bits) for lr, bits in ((1e-3, 1.6), (2e-3, 1.5))]
     (found,) = sweeps(rows([*kept, invalid(4e-3, 1.4)]))
-    assert (learning_rate(found.best), found.compared) == (2e-3, 2)
+    assert (learning_rate(found.best), found.among) == (2e-3, 2)
     assert found.tried == (1e-3, 2e-3, 4e-3)
 
 

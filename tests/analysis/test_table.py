@@ -80,6 +80,36 @@ def test_an_old_failure_gives_way_to_a_later_success_elsewhere_it_stays() -> Non
     assert only([failed]).status == "crash"
 
 
+def test_a_failure_that_came_later_stands_beside_what_went_well_before() -> None:
+    """An upgrade that breaks a case leaves a trace."""
+    later = {"env_id": "new", "started_at": "2030-01-01T00:00:00+00:00"}
+    failed = trial(0, outcome=r.Outcome(status="crash", reason="new driver"), **later)
+    assert [row.status for row in rows([trial(0), failed])] == ["ok", "crash"]
+    mended = trial(0, env_id="newer", started_at="2031-01-01T00:00:00+00:00")
+    assert [row.status for row in rows([trial(0), failed, mended])] == ["ok", "ok"]
+
+
+def test_a_shorter_protocol_replaces_nothing_that_a_longer_one_measured() -> None:
+    later = {"started_at": "2030-01-01T00:00:00+00:00", "protocol": {"profile": "quick"}}
+    row = only([trial(0), trial(1), trial(2), trial(0, 0.2, **later)])
+    assert (
+        row.cell("step_p50_s").interval
+        == only([trial(i) for i in range(3)]).cell("step_p50_s").interval
+    )
+    lost = trial(0, outcome=r.Outcome(status="crash", reason="so"))
+    assert only([lost, trial(0, **later)]).status == "ok", "but a failure gives way"
+    longer = {"started_at": "2031-01-01T00:00:00+00:00", "protocol": {"profile": "publish"}}
+    assert only([trial(0), trial(0, **longer)]).record.protocol["profile"] == "publish"
+
+
+def test_trials_of_several_versions_of_this_tool_are_one_row_that_says_so() -> None:
+    newer = trial(1, software=samples.SOFTWARE | {"source": "b" * 64})
+    found = {flag.code: flag for flag in only([trial(0), newer, trial(2)]).flags}
+    assert found["MIXED_CODE"].level == "info"
+    assert "by 2 versions" in found["MIXED_CODE"].text
+    assert "MIXED_CODE" not in {flag.code for flag in only([trial(0), trial(1)]).flags}
+
+
 def test_probes_are_no_rows() -> None:
     case = samples.case(name="probe", technique=None, workload={"kind": "probe"})
     assert rows([samples.record(case, windows=[samples.window("sleep")])]) == []

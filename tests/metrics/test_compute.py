@@ -61,6 +61,19 @@ def test_the_other_convention_counts_attention_twice_as_dear() -> None:
     assert more == pytest.approx((square - causal) / 10 / H200_FLOPS)
 
 
+@pytest.mark.parametrize(
+    "attention", [{"sliding_window": 256}, {"sparse": {"block": 64, "selected": 4, "window": 256}}]
+)
+def test_what_never_attends_to_all_tokens_has_no_full_attention_convention(attention: Any) -> None:
+    """It would count pairs that the algorithm never has: several times its peak at 64k."""
+    for of in (samples.case(), samples.pretrain()):
+        record = samples.record(of, build=shaped(**attention))
+        assert value("mfu", record) > 0
+        assert reason("mfu_fullattn", record).startswith("a window or chosen blocks never")
+    wide = samples.record(build=shaped(sliding_window=1024))
+    assert value("mfu_fullattn", wide) > value("mfu", wide), "a window over the whole row"
+
+
 def test_prefill_counts_the_head_once_a_prompt() -> None:
     flops = 2 * 1024 * LAYERS + 1024 * 1025 / 2 * PER_PAIR + 2 * HEAD
     assert value("mfu", samples.record()) == pytest.approx(flops / 0.1 / H200_FLOPS)

@@ -63,6 +63,11 @@ def test_what_is_retained_is_the_references_bits_over_ones_own() -> None:
     assert value("quality_retained", own, samples.record()) == pytest.approx(0.8)
     assert value("quality_retained", samples.record(), samples.record()) == 1.0
     assert "no uncompressed row" in reason("quality_retained", own)
+    other = samples.scores(1.25).model_copy(update={"text_sha256": "b" * 64})
+    told = reason("quality_retained", samples.record(scores=other), samples.record())
+    assert told == "beside the uncompressed row scored on different text"
+    short = samples.record(samples.case(quality={"sequence_length": 128}))
+    assert reason("quality_retained", short, samples.record()).endswith("with different context")
     unscored = samples.record(scores=None)
     assert reason("quality_retained", own, unscored) == (
         "the trial ended before quality was measured"

@@ -12,6 +12,7 @@ import pytest
 from efficientllm.analysis.table import Row, rows
 from efficientllm.metrics import METRICS
 from efficientllm.record import Examined, Finding, Outcome
+from efficientllm.report.charts import latency_energy
 from efficientllm.report.export import export, public_record
 from efficientllm.report.public import without_paths
 from efficientllm.results import load, read_published
@@ -59,6 +60,24 @@ def test_flags_become_numbered_footnotes() -> None:
     text = export(smoke, "md").decode()
     assert "<sup>1</sup>" in text or "<sup>2</sup>" in text
     assert "SMOKE" in text
+
+
+def test_an_invalid_value_is_marked_in_every_format_and_drawn_in_no_chart() -> None:
+    """A power that the counter contradicts: its joules stand there, and do not count."""
+    readings = (samples.counter(), samples.power(700.0))
+    bad = [samples.record(round_=i, readings=readings) for i in range(3)]
+    (row,) = made = rows(bad)
+    assert row.cell("j_per_token").invalid
+    (plain,) = csv.DictReader(io.StringIO(export(made, "csv").decode()))
+    keys = plain["invalid"].split()
+    assert "j_per_token" in keys
+    assert "it_tokens_per_s" not in keys
+    markdown, latex = export(made, "md").decode(), export(made, "latex").decode()
+    assert markdown.count("\u2020") == 2, "the value and what the mark means"
+    assert latex.count(r"$^\dagger$") == 2
+    assert "\u2020" not in export(rows([samples.record()]), "md").decode()
+    assert latency_energy(made).svg == ""
+    assert latency_energy(rows([samples.record()])).svg
 
 
 def test_json_lines_load_again_as_the_same_records(table: list[Row], tmp_path: Path) -> None:

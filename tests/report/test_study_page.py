@@ -674,6 +674,24 @@ def test_the_first_screen_lends_quality_from_the_small_trainings_and_shows_them(
     assert "Which differences in quality are real" in whole()
 
 
+def test_quality_is_lent_by_the_machines_that_decide_it_and_they_are_named() -> None:
+    """One seed of the machine itself, three of another class: the three speak, under their name."""
+    main = rows(made.attention_suite(1))
+    once = rows(made.trained(name, bits=1.1) for name in ("mha", "gqa"))
+    machine = samples.MACHINE.model_copy(update={"name": "other", "device": "NVIDIA Other 80GB"})
+    seeds = [made.trained(name, seed) for name in ("mha", "mla") for seed in range(3)]
+    moved = rows(r.model_copy(update={"machine": machine, "env_id": "0" * 64}) for r in seeds)
+    found = studies_of(main, [*main, *once, *moved])
+    assert found is not None
+    assert list(found.quality.rows) == ["mha", "mla"]
+    assert found.quality.told == "30M-h16, 0.42 tokens a parameter, on Other 80GB"
+    assert found.sections[-1].title.endswith("on Other 80GB")
+    alone = studies_of(main, [*main, *once])
+    assert alone is not None
+    assert alone.quality.told == "30M-h16, 0.42 tokens a parameter"
+    assert "on" not in alone.sections[-1].title.split()
+
+
 def test_a_study_that_trained_by_two_recipes_is_lent_no_quality() -> None:
     """Its own bits per byte are other numbers than those of the published trainings."""
     computes = {"mha": "bf16", "gqa": "float32"}
@@ -702,7 +720,7 @@ def test_a_sweep_is_a_table_with_its_edge_flagged() -> None:
     assert "Learning rates tried" in text
     assert "EDGE_OF_SWEEP" in text
     assert "0.002, 0.004" in text
-    assert "Rates tried: mha 1, gqa 1, mqa 1, sliding 1, mla 2, nsa 1; unevenly" in text
+    assert "to choose among: mha 1, gqa 1, mqa 1, sliding 1, mla 2, nsa 1; unevenly" in text
 
 
 def test_exports_name_the_variant_and_the_differences() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,24 @@ def test_lora_trains_as_many_weights_as_the_formula_and_the_hand_count(rank: int
     assert reach.by_kind == {"adapter": reach.parameters}
     assert all("lora_" in name for name in trained(build))
     assert reach.bytes_after - reach.bytes_before == 4 * reach.parameters
+
+
+LATENT = {"kv_rank": 24, "qk_nope_dim": 8, "qk_rope_dim": 8, "v_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"latent": LATENT | {"q_rank": 0}, "kv_heads": 4},
+        {"latent": LATENT | {"q_rank": 40}, "kv_heads": 4},
+        {"sparse": {"block": 16, "selected": 2, "window": 16}, "qkv_bias": False},
+    ],
+    ids=["latents", "latents of queries too", "sparse, with gates"],
+)
+def test_lora_trains_what_the_formula_counts_in_every_attention(attention: dict[str, Any]) -> None:
+    build, technique = tiny.build(tiny.shape(**attention)), Lora(r=4)
+    reach = apply(build, technique)
+    assert reach.parameters == lora_parameters(build.shape, technique)
 
 
 def test_lora_leaves_the_head_alone() -> None:

@@ -28,6 +28,9 @@ __all__ = ["Flag", "flags"]
 OPTIMAL_TOKENS_PER_PARAM = 20
 """Hoffmann et al. 2022, arXiv 2203.15556."""
 
+REPEATS_AS_NEW = 4
+"""Readings of a text that teach almost as new text does: Muennighoff et al. 2023, 2305.16264."""
+
 
 def flags(view: View) -> list[Flag]:
     """Everything to be said about a point of a record."""
@@ -169,6 +172,16 @@ def _undertrained(view: View) -> Iterator[Flag]:
         yield Flag("UNDERTRAINED", "warn", "quality", text)
 
 
+def _repeated_text(view: View) -> Iterator[Flag]:
+    """What is read again and again is learned by heart, and tokens then count for less."""
+    epochs = view.record.resolved.get("epochs")
+    if view.stage == "pretrain" and isinstance(epochs, float) and epochs > REPEATS_AS_NEW:
+        text = (
+            f"the text was read {epochs:.3g} times; beyond {REPEATS_AS_NEW} tokens count for less"
+        )
+        yield Flag("REPEATED_TEXT", "warn", "quality", text)
+
+
 def _not_scored(view: View) -> Iterator[Flag]:
     """A training whose held-out text could not be scored: it was asked for, and is missing."""
     workload, note = view.case.workload, str(view.record.notes.get("quality", ""))
@@ -247,6 +260,7 @@ _CHECKS: tuple[Callable[[View], Iterator[Flag]], ...] = (
     _reach,
     _cache_size,
     _undertrained,
+    _repeated_text,
     _not_scored,
     _match_residual,
     _conditions,

@@ -7,7 +7,8 @@ The verdict rests on the interval of the ratio B / A:
     no difference         at least three pairs, interval inside the band
     ambiguous             anything else
 
-Nothing is decided by a row whose attention failed a check: it is not what it is called.
+Nothing is decided by a row whose attention failed a check (it is not what it is called), by
+one that did not end well, or by a smoke run.
 
 Counts (bytes of weights, of the cache, bits per parameter) do not scatter: one trial a
 side decides, and any difference is one. Bits per byte of the same trained weights are
@@ -35,7 +36,7 @@ from efficientllm.metrics.energy import energy_scope
 from efficientllm.spec.protocol import Protocol
 
 BAND = 0.02
-_INVALID = "one side is invalid"
+INVALID = "one side is invalid"
 
 Verdict = Literal["better", "worse", "no difference", "ambiguous"]
 
@@ -94,7 +95,7 @@ class Line(NamedTuple):
     def least_change(self) -> float | None:
         """The end of the interval at which B is least worse; None where nothing is decided."""
         end = self.high if self.metric.better == "higher" else self.low
-        return None if end is None or self.why == _INVALID else self._worse(end)
+        return None if end is None or self.why == INVALID else self._worse(end)
 
     def _worse(self, ratio: float) -> float:
         if self.metric.better == "higher":
@@ -161,14 +162,26 @@ def paired(a: Row, b: Row) -> tuple[list[tuple[View, View]], bool]:
 
 
 def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Line | None:
-    line, barred = _measured(metric, a, b, pairs), a.unsound or b.unsound
-    if line is None or not barred:
+    line, why = _measured(metric, a, b, pairs), barred(a, b)
+    if line is None or not why:
         return line
-    return line._replace(verdict="ambiguous", low=None, high=None, why=barred)
+    return line._replace(verdict="ambiguous", low=None, high=None, why=why)
+
+
+def barred(a: Row, b: Row) -> str:
+    """Why these two decide nothing, whatever was measured; empty where they may."""
+    for row in (a, b):
+        if row.unsound:
+            return row.unsound
+        if row.status != "ok":
+            return f"{row.name} ended with {row.status}"
+        if not Protocol.model_validate(row.record.protocol).ranked:
+            return f"{row.name} is a {row.record.protocol['profile']} run: protocol=quick or longer"
+    return ""
 
 
 def _measured(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Line | None:
-    """The line as it would stand if both did what they are called."""
+    """The line as it would stand if nothing barred the two."""
     cells = a.cell(metric.key), b.cell(metric.key)
     first, second = (cell.interval for cell in cells)
     if first is None or second is None:
@@ -193,7 +206,7 @@ def _measured(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) ->
     else:
         low, high = ratio_interval(ratios, looked=_looked(a) or _looked(b))
         line = _decided(line, low, high, BAND)
-    return line._replace(verdict="ambiguous", why=_INVALID) if invalid else line
+    return line._replace(verdict="ambiguous", why=INVALID) if invalid else line
 
 
 def _bits(line: Line, a: Row, b: Row) -> Line:
@@ -231,7 +244,7 @@ def _exact(metric: Metric, a: float, b: float, pairs: int, *, invalid: bool) -> 
         return None
     ratio, verdict = b / a, _direction(metric, up=b > a) if a != b else "no difference"
     if invalid:
-        return Line(metric, a, b, ratio, ratio, ratio, pairs, "ambiguous", _INVALID)
+        return Line(metric, a, b, ratio, ratio, ratio, pairs, "ambiguous", INVALID)
     return Line(metric, a, b, ratio, ratio, ratio, pairs, verdict, "counted")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from efficientllm.analysis.compare import Comparison
+from efficientllm.analysis.compare import INVALID, Comparison, barred
 from efficientllm.spec.document import SpecError
 
 _CONDITION = re.compile(r"^\s*(slower|larger|worse)\s*>\s*(\d+(?:\.\d+)?)\s*%?\s*$")
@@ -27,7 +27,8 @@ def check_condition(found: Comparison, condition: str) -> Condition:
     """Judge a comparison; raises SpecError for a condition that nothing here can answer.
 
     It is broken when the whole interval is beyond the limit. Where the estimate is beyond and
-    the interval is not, or there is none, it is undecided, which must not pass for held.
+    the interval is not, or there is none, it is undecided, which must not pass for held; so it
+    is with a side that is invalid, did not end well or is a smoke run.
     """
     match = _CONDITION.match(condition)
     if not match:
@@ -35,12 +36,14 @@ def check_condition(found: Comparison, condition: str) -> Condition:
             f"--fail-if {condition!r}: write it like 'slower>5%', 'larger>2%', 'worse>1%'"
         )
     word, limit = match.group(1), float(match.group(2)) / 100
+    why = barred(found.a, found.b)
+    if why:
+        return Condition("undecided", f"undecided: {why}")
     concerned = [line for line in found.lines if line.metric.key in _CONCERNS[word]]
     if not concerned:
         raise SpecError(f"--fail-if {condition!r}: neither row has {' or '.join(_CONCERNS[word])}")
-    unsound = found.a.unsound or found.b.unsound
-    if unsound:
-        return Condition("undecided", f"undecided: {unsound}")
+    if any(line.why == INVALID for line in concerned):
+        return Condition("undecided", f"undecided: {INVALID}")
     beyond = [line for line in concerned if line.change > limit]
     told = [f"{x.metric.label}: {x.change:.1%} {word}, the limit is {limit:.1%}" for x in beyond]
     for line, text in zip(beyond, told, strict=True):

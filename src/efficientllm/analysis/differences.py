@@ -55,6 +55,8 @@ class Trainings(NamedTuple):
     differences: tuple[Difference, ...]
     tried: Mapping[str, int] = MappingProxyType({})
     """Of how many learning rates each row is the best."""
+    elsewhere: str = ""
+    """The device they were trained on, where it is not that of what they are lent to."""
 
     @property
     def told(self) -> str:
@@ -65,7 +67,7 @@ class Trainings(NamedTuple):
         fewest, most = (f(self.tried.values(), default=1) for f in (min, max))
         several = f"{most}" if fewest == most else f"{fewest} to {most}"
         best = f"best of {several} learning rates" if most > 1 else ""
-        return ", ".join(filter(None, (self.size, few, best)))
+        return ", ".join(filter(None, (self.size, few, best, self.elsewhere)))
 
     def against(self, baseline: str, name: str) -> Difference | None:
         """A variant's difference from the baseline, whichever way round it was taken."""

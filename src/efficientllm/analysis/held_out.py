@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from efficientllm.analysis.table import Row
+from efficientllm.metrics.quality import other_text
 from efficientllm.record import Scores
 from efficientllm.spec.canonical import digest
 from efficientllm.spec.case import Case
@@ -55,10 +56,8 @@ def evidence(a: Row, b: Row) -> Evidence:
     one, two = a.record.scores, b.record.scores
     if one is None or two is None:
         return Evidence()
-    if one.text_sha256 != two.text_sha256 or one.bytes != two.bytes:
-        return Evidence("scored on different text")
-    if _context(a) != _context(b):
-        return Evidence("scored with different context")
+    if other := other_text(a.record, b.record):
+        return Evidence(other)
     if same_weights(a.case, b.case):
         found = ratio_over_documents(one, two)
         if found is None:
@@ -74,7 +73,3 @@ def few_seeds(n: int) -> str:
     if not n:
         return "no seed in common"
     return "one seed" if n == 1 else f"{n} seeds; three are needed"
-
-
-def _context(row: Row) -> int | None:
-    return row.case.quality.sequence_length if row.case.quality is not None else None

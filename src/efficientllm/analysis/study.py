@@ -5,6 +5,8 @@ study when their models are equal but for that part; what they are called is tha
 kind (`mla`, `alibi`), with its settings where one study holds several of a kind. The kind of
 an attention from a user's file is the name of its class.
 Only the backbone has such parts: a published shape or a checkpoint is nobody's variant.
+Each class of machines has studies of its own: what one has trained and measured never stands
+among the numbers of another.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from efficientllm.analysis.differences import Trainings, differences
+from efficientllm.analysis.differences import Trainings, differences, seed_bits
 from efficientllm.analysis.stats import MIN_FOR_INTERVAL
 from efficientllm.analysis.sweep import recipe, sweeps, tuned
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import unequal_work, unlike
+from efficientllm.record import Machine
 from efficientllm.spec.architecture import CustomAttention, GroupedQuery, RotaryPosition
 from efficientllm.spec.canonical import Spec, canonical, digest
 from efficientllm.spec.case import Case
@@ -46,6 +49,11 @@ class Study(NamedTuple):
         usual = BASELINES[self.axis]
         ours = any(row.case.own_attention is None for row in self.variants.get(usual, ()))
         return usual if ours else next(iter(self.variants))
+
+    @property
+    def machine(self) -> Machine:
+        """The class of machines that all of it was measured on."""
+        return self.rows()[0].record.machine
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -106,7 +114,7 @@ def size(case: Case) -> str:
 
 
 def studies(rows: Iterable[Row]) -> list[Study]:
-    """Every study with at least two variants.
+    """Every study of one machine class with at least two variants.
 
     First the one of which most variants ran, then in most stages, then with most of them
     beside another at a point (an out of memory leaves a gap), then the largest.
@@ -114,10 +122,11 @@ def studies(rows: Iterable[Row]) -> list[Study]:
     known = list(rows)
     found = []
     for axis in AXES:
-        groups: dict[str, list[Row]] = {}
+        groups: dict[tuple[str, str], list[Row]] = {}
         for row in known:
             if isinstance(row.case.model, Backbone):
-                groups.setdefault(rest(row.case.model, axis), []).append(row)
+                key = row.record.machine.name, rest(row.case.model, axis)
+                groups.setdefault(key, []).append(row)
         made = (_study(axis, group) for group in groups.values())
         found += [study for study in made if len(study.variants) > 1]
     return sorted(found, key=_order)
@@ -127,11 +136,12 @@ def trained(study: Study) -> dict[str, Row]:
     """One training with a quality for each variant, all of one recipe and equal work.
 
     Of several recipes the one that most variants were trained by, then the baseline, then the
-    longest. Where learning rates were swept, each variant stands with its best.
+    longest. Where learning rates were swept, each variant stands with its best. Of several
+    rows of one variant that with more seeds, up to as many as decide, then the newest.
     """
     kinds: dict[str, dict[str, Row]] = {}
     for name, rows in study.variants.items():
-        for row in tuned(row for row in rows if row.case.stage == "pretrain"):
+        for row in sorted(tuned(r for r in rows if r.case.stage == "pretrain"), key=_weight):
             kinds.setdefault(recipe(row), {})[name] = row
 
     def rank(found: dict[str, Row]) -> tuple[int, bool, float]:
@@ -143,9 +153,13 @@ def trained(study: Study) -> dict[str, Row]:
 def trainings(study: Study) -> Trainings:
     """The study's trainings with every difference between them; empty where it has none."""
     rows = trained(study)
-    best = {id(sweep.best): sweep.compared for sweep in sweeps(study.rows())}
+    best = {id(sweep.best): sweep.among for sweep in sweeps(study.rows())}
     tried = {name: best.get(id(row), 1) for name, row in rows.items()}
     return Trainings(study.size if rows else "", rows, tuple(differences(rows)), tried)
+
+
+def _weight(row: Row) -> tuple[int, str]:
+    return min(len(seed_bits(row)), MIN_FOR_INTERVAL), row.record.started_at
 
 
 def _tokens(found: dict[str, Row]) -> float:

@@ -13,7 +13,7 @@ more of a sweep would undo what three had decided. One that looks better with fe
 
 The best of several noisy values looks a little too good, and more so the more were tried. A
 verdict between variants comes from seeds (`differences`), but where the rates were chosen on
-those same seeds it carries some of this; the page then says how many rates each one tried.
+those same seeds it carries some of this; the page then says among how many each was chosen.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from efficientllm.spec.workload import AdamW, Training
 
 
 class Sweep(NamedTuple):
-    """Rows equal but for their learning rate; `best`, one of `compared`, has the fewest bits.
+    """Rows equal but for their learning rate; `best` has the fewest bits.
 
-    On the seeds that these have in common; by its mean where there are none.
+    Of those with seeds enough, at `among` different rates, on the seeds that they have in
+    common; by its mean where there are none. `tried` are all rates, with fewer seeds too.
     `joules` are those of all trained steps, at each trial's joules per step; None, with the
     reason, where a trial has none.
     """
@@ -41,7 +42,7 @@ class Sweep(NamedTuple):
     rows: tuple[Row, ...]
     best: Row
     tried: tuple[float, ...]
-    compared: int
+    among: int
     flags: tuple[Flag, ...]
     trials: int
     seconds: float
@@ -111,7 +112,8 @@ def _sweep(rows: list[Row]) -> Sweep | None:
     joules, why = _joules(views)
     seconds = sum(view.record.seconds for view in views)
     flags = (*_edge(learning_rate(best), tried), *_unfinished(rows, best, enough))
-    return Sweep(tuple(rows), best, tried, len(compared), flags, len(views), seconds, joules, why)
+    among = len({learning_rate(row) for row in compared})
+    return Sweep(tuple(rows), best, tried, among, flags, len(views), seconds, joules, why)
 
 
 def _fewest_bits(rows: list[Row]) -> Row:

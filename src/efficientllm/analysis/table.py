@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from efficientllm.analysis.checks import Flag, flags
 from efficientllm.analysis.flag import UNSOUND
+from efficientllm.analysis.replicates import replicates
 from efficientllm.analysis.stats import (
     BLOCKS,
     MIN_FOR_INTERVAL,
@@ -21,7 +22,7 @@ from efficientllm.analysis.stats import (
 from efficientllm.metrics import BY_KEY, METRICS, Ceiling, Metric, Unmeasured, View
 from efficientllm.metrics.energy import MIN_SECONDS
 from efficientllm.metrics.quality import MAX_NATS
-from efficientllm.record import PointResult, Record, Window
+from efficientllm.record import Record, Window
 from efficientllm.spec.case import Case
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.technique import WEIGHTS, Cast
@@ -48,7 +49,7 @@ class Row:
 
     @property
     def record(self) -> Record:
-        """The newest record, which the row's links lead to."""
+        """The record of the last round, which the row's links lead to."""
         return self.views[-1].record
 
     @property
@@ -93,18 +94,24 @@ class Row:
 
     @cached_property
     def flags(self) -> tuple[Flag, ...]:
-        """Flags of every trial, each code once with its worst level."""
+        """Flags of every trial and of their being several, each code once with its worst level."""
         order = {"info": 0, "warn": 1, "invalid": 2}
         worst: dict[tuple[str, str], Flag] = {}
-        for view in self.views:
-            for flag in flags(view):
-                known = worst.get((flag.code, flag.text))
-                if known is None or order[flag.level] > order[known.level]:
-                    worst[flag.code, flag.text] = flag
+        for flag in (*self._mixed_code(), *(f for view in self.views for f in flags(view))):
+            known = worst.get((flag.code, flag.text))
+            if known is None or order[flag.level] > order[known.level]:
+                worst[flag.code, flag.text] = flag
         by_code: dict[str, Flag] = {}
         for flag in sorted(worst.values(), key=lambda f: order[f.level]):
             by_code[flag.code] = flag
         return tuple(sorted(by_code.values(), key=lambda f: -order[f.level]))
+
+    def _mixed_code(self) -> Iterator[Flag]:
+        """Trials of several versions of this tool are replicates; that they are has to be told."""
+        versions = {view.record.software.get("source") for view in self.views}
+        if len(versions) > 1:
+            text = f"its trials were made by {len(versions)} versions of this tool's code"
+            yield Flag("MIXED_CODE", "info", "all", text)
 
     @property
     def ranked(self) -> bool:
@@ -188,60 +195,8 @@ class Row:
 
 
 def rows(records: Iterable[Record], ceilings: dict[str, Ceiling] | None = None) -> list[Row]:
-    """Group records into rows: equal case, environment and point are replicates.
-
-    A record without any point (it ended too early, or cannot run here) gives a row for
-    each point it should have had, so that nothing is silently missing. Of several
-    attempts at one round the last counts.
-    """
-    ceilings = ceilings or {}
-    grouped: dict[tuple[str, str, str], dict[int, View]] = {}
-    for record in sorted(records, key=lambda r: (r.started_at, r.trial.attempt)):
-        if record.case["workload"]["kind"] == "probe":
-            continue
-        ceiling = ceilings.get(record.machine.name, Ceiling())
-        for point in _points(record):
-            key = (record.trial.case_id, record.env_id, point.point_id)
-            grouped.setdefault(key, {})[record.trial.round] = View(record, point, ceiling)
-    replaced = _without_older_failures(grouped)
-    made = [Row(tuple(by_round[r] for r in sorted(by_round))) for by_round in replaced]
-    return _with_references(made)
-
-
-def _points(record: Record) -> list[PointResult]:
-    if record.points:
-        return list(record.points)
-    case = Case.model_validate(record.case)
-    return [
-        PointResult(
-            point_id=case.point_id(point),
-            batch=point.batch,
-            context=point.context,
-            outcome=record.outcome,
-        )
-        for point in case.points
-    ]
-
-
-def _without_older_failures(
-    grouped: dict[tuple[str, str, str], dict[int, View]],
-) -> list[dict[int, View]]:
-    """A failed row gives way to an ok row of the same case, machine and point."""
-    good = {
-        (case_id, point_id, _machine(views))
-        for (case_id, _, point_id), views in grouped.items()
-        if any(v.point.outcome.status == "ok" for v in views.values())
-    }
-    return [
-        views
-        for (case_id, _, point_id), views in grouped.items()
-        if any(v.point.outcome.status == "ok" for v in views.values())
-        or (case_id, point_id, _machine(views)) not in good
-    ]
-
-
-def _machine(views: dict[int, View]) -> str:
-    return next(iter(views.values())).record.machine.name
+    """Group records into rows: equal case, environment and point are replicates (`replicates`)."""
+    return _with_references([Row(views) for views in replicates(records, ceilings or {})])
 
 
 def _with_references(made: list[Row]) -> list[Row]:

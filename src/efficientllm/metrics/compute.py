@@ -11,6 +11,7 @@ from efficientllm.cost import (
     attended_pairs,
     attention_flops,
     cache_read_bytes,
+    causal_pairs,
     prefill_flops,
     training_flops,
 )
@@ -49,10 +50,9 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
     window = view.window("step" if training else "prefill")
     if isinstance(window, Unmeasured):
         return window
-    if shape.custom and full_attention:
-        return Unmeasured(f"{shape.custom} states its FLOPs in one convention only")
-    if shape.custom and "attention_flops" not in window.counts:
-        return Unmeasured(_UNSTATED.format(shape.custom))
+    why = _uncounted(shape, view.point.context, window, full_attention=full_attention)
+    if why:
+        return Unmeasured(why)
     if not training:
         return _prefill(view, shape, window, full_attention=full_attention)
     tokens = window.counts.get("tokens")
@@ -64,6 +64,17 @@ def window_flops(view: View, *, full_attention: bool = False) -> tuple[float, Wi
     stated = window.counts.get("attention_flops")
     flops = training_flops(shape, view.case.technique, tokens, pairs, stated)
     return Unmeasured(_NO_FORMULA) if flops is None else (flops, window)
+
+
+def _uncounted(shape: Shape, length: int, window: Window, *, full_attention: bool) -> str:
+    """Why FLOPs of this attention are not counted in a convention; empty where they are."""
+    if full_attention and shape.custom:
+        return f"{shape.custom} states its FLOPs in one convention only"
+    if full_attention and not _attends_to_all(shape, length):
+        return "a window or chosen blocks never attend to all tokens"
+    if shape.custom and "attention_flops" not in window.counts:
+        return _UNSTATED.format(shape.custom)
+    return ""
 
 
 def _prefill(
@@ -83,16 +94,17 @@ def _trained_pairs(view: View, shape: Shape, window: Window, *, full_attention: 
     if pairs is None:
         return Unmeasured("the step window counts no pairs")
     length = view.point.context
-    causal = attended_pairs(
-        shape.model_copy(update={"sparse": None, "sliding_window": None}), length
-    )
-    attended = attended_pairs(shape, length)
-    if attended == causal or full_attention:
+    if full_attention or _attends_to_all(shape, length):
         return pairs
     rows = window.counts.get("samples")
-    if rows is None or pairs != rows * causal:
+    if rows is None or pairs != rows * causal_pairs(length):
         return Unmeasured("pairs inside a window are counted for whole rows only")
-    return rows * attended
+    return rows * attended_pairs(shape, length)
+
+
+def _attends_to_all(shape: Shape, length: int) -> bool:
+    """Whether every token of a row attends to all before it."""
+    return attended_pairs(shape, length) == causal_pairs(length)
 
 
 def _prefill_above_causal(view: View, window: Window) -> float:
@@ -143,7 +155,7 @@ def mfu(view: View) -> Value:
 
 
 def mfu_fullattn(view: View) -> Value:
-    """MFU in the other common convention: attention counted without causality."""
+    """MFU in the other common convention: attention counted without causality. May exceed 1."""
     return _utilization(view, full_attention=True)
 
 

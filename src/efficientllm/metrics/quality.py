@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from efficientllm.metrics.view import Unmeasured, Value, View
-from efficientllm.record import Scores
+from efficientllm.record import Record, Scores
 from efficientllm.spec.workload import Training
 
 MAX_NATS = 700.0
@@ -83,6 +83,17 @@ def tokens_per_param(view: View) -> Value:
     return steps * tokens / window.units / total
 
 
+def other_text(a: Record, b: Record) -> str:
+    """Why two scores are not of the same text in the same way; empty where they are."""
+    one, two = a.scores, b.scores
+    if one is None or two is None:
+        return ""
+    if one.text_sha256 != two.text_sha256 or one.bytes != two.bytes:
+        return "scored on different text"
+    contexts = [(record.case.get("quality") or {}).get("sequence_length") for record in (a, b)]
+    return "scored with different context" if contexts[0] != contexts[1] else ""
+
+
 def quality_retained(view: View) -> Value:
     """Bits per byte of the reference / own bits per byte (1: as good as the reference)."""
     own = bits_per_byte(view)
@@ -93,6 +104,9 @@ def quality_retained(view: View) -> Value:
     reference = bits_per_byte(view.reference)
     if isinstance(reference, Unmeasured):
         return reference
+    other = other_text(view.record, view.reference.record)
+    if other:
+        return Unmeasured(f"beside the uncompressed row {other}")
     return reference / own if own else Unmeasured("nothing is divided by 0 bits per byte")
 
 

@@ -88,12 +88,12 @@ def memory_split(rows: list[Row]) -> Chart:
 
 
 def latency_energy(rows: list[Row]) -> Chart:
-    """Seconds per token against joules per token."""
+    """Seconds per token against joules per token, where both are valid."""
     title = "Time against energy, per token"
     values = []
     for text, row in zip(told_apart(rows), rows, strict=True):
         joules, seconds = row.cell("j_per_token"), _seconds_per_token(row)
-        if joules.interval is not None and seconds is not None:
+        if joules.interval is not None and not joules.invalid and seconds is not None:
             values.append(_dot(text, row.point, seconds * 1e3, joules.interval.value))
     if not values:
         reasons = {row.cell("j_per_token").reason for row in rows} - {""}
@@ -138,8 +138,9 @@ def _front(group: list[tuple[Row, dict[str, Any]]]) -> list[bool]:
 
 def _seconds_per_token(row: Row) -> float | None:
     key = "it_tokens_per_s" if row.case.stage == "generate" else "train_tokens_per_s"
-    interval = row.cell(key).interval
-    return 1 / interval.value if interval is not None and interval.value > 0 else None
+    cell = row.cell(key)
+    usable = cell.interval is not None and not cell.invalid and cell.interval.value > 0
+    return 1 / cell.interval.value if usable and cell.interval is not None else None
 
 
 def _dot(name: str, point: str, x: float, y: float) -> dict[str, Any]:

@@ -68,6 +68,8 @@ _SMALL = 0.1
 _MANY = 1e7
 _WIDE = 0.2
 """Half-widths above this share are shown as both ends: they lie unequally far from the value."""
+DAGGER = "†"
+DAGGER_TOLD = f"{DAGGER} invalid, and never ranked: the row's flags say why."
 EXACT = 1e-9
 """Relative half-widths below this are rounding, not scatter."""
 
@@ -86,8 +88,10 @@ class Column(NamedTuple):
         return self.metric.label if told else f"{self.metric.label} ({self.unit})"
 
     def text(self, row: Row) -> str:
-        """The row's value with its half-width, or a dash."""
-        return with_half_width(row.cell(self.metric.key), self.factor)
+        """The row's value with its half-width, and a dagger where it is invalid; or a dash."""
+        cell = row.cell(self.metric.key)
+        mark = DAGGER if cell.invalid and cell.interval is not None else ""
+        return with_half_width(cell, self.factor) + mark
 
 
 class Words(NamedTuple):

@@ -15,10 +15,12 @@ from typing import Any
 from efficientllm.analysis.study import size, studies, trainings, variant
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import training_precision
-from efficientllm.metrics import METRICS
+from efficientllm.metrics import BY_KEY, METRICS
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.record import Record
 from efficientllm.report.columns import (
+    DAGGER,
+    DAGGER_TOLD,
     STAGE_TITLES,
     STAGES,
     first_columns,
@@ -55,6 +57,7 @@ def flat(row: Row) -> dict[str, Any]:
         "env_id": record.env_id,
         "energy_scope": energy_scope(row.views[-1]),
         "flags": " ".join(flag.code for flag in row.flags),
+        "invalid": " ".join(key for key in BY_KEY if _is_invalid(row, key)),
         "ranked": row.ranked,
     }
     for metric in METRICS:
@@ -66,6 +69,12 @@ def flat(row: Row) -> dict[str, Any]:
         values[f"{metric.key}_basis"] = interval.basis if interval else None
         values[f"{metric.key}_why_null"] = None if interval else cell.reason
     return values
+
+
+def _is_invalid(row: Row, key: str) -> bool:
+    """Whether a row has a value here that does not count."""
+    cell = row.cell(key)
+    return cell.invalid and cell.interval is not None
 
 
 def export(rows: list[Row], form: str, probes: Collection[Record] = ()) -> bytes:
@@ -147,7 +156,7 @@ def methods_sentence(rows: list[Row]) -> str:
         f"Measured with EfficientLLM {versions.get('efficientllm', '?')} on {', '.join(machines)}"
         f" (torch {versions.get('torch', '?')}), protocol {'/'.join(profiles)}, {trials} trial(s) a"
         " row, each in a process of its own; ± is half of a 95 % interval (within the run where"
-        " there are fewer than three trials; over held-out documents for bits per byte)."
+        " there are fewer than three trials; there over held-out documents for bits per byte)."
     )
 
 
@@ -190,20 +199,21 @@ def markdown(rows: list[Row]) -> str:
         parts.append("\n".join(lines))
     parts += _differences(rows)
     foot = [f"{i}. {_md_text(text)}" for i, text in enumerate(notes.texts, 1)]
-    return (
-        "\n\n".join([*parts, *(["\n".join(foot)] if foot else []), methods_sentence(rows)]) + "\n"
-    )
+    told = [DAGGER_TOLD] if any(DAGGER in part for part in parts) else []
+    foots = ["\n".join(foot)] if foot else []
+    return "\n\n".join([*parts, *foots, *told, methods_sentence(rows)]) + "\n"
 
 
 def _differences(rows: list[Row]) -> list[str]:
     """Which differences in quality between trained variants are real, a table a study."""
-    parts = []
+    parts, several = [], len({row.record.machine.name for row in rows}) > 1
     for study in studies(rows):
         found = trainings(study).differences
+        where = f", {_md_text(study.machine.device)}" if several else ""
         if found:
             heads = ["variant", "against", "seeds", "bits per byte", "p (Holm)", "verdict"]
             lines = [
-                f"### Differences in quality: {study.axis} at {_md_text(study.size)}",
+                f"### Differences in quality: {study.axis} at {_md_text(study.size)}{where}",
                 "",
                 _md_row(heads),
                 _md_row(["---", "---", *["---:"] * 3, "---"]),
@@ -235,6 +245,7 @@ _TEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    DAGGER: r"$^\dagger$",
 }
 
 
@@ -274,6 +285,8 @@ def _latex_stage(stage: str, rows: list[Row]) -> str:
         lines.append(" & ".join([name, *told, row.point, str(len(row.views)), *cells]) + r" \\")
     caption = f"{STAGE_TITLES[stage]}. {_tex(methods_sentence(rows))}"
     foot = " ".join(rf"\textsuperscript{{{i}}}{_tex(t)}." for i, t in enumerate(notes.texts, 1))
+    if any(r"\dagger" in line for line in lines):
+        foot += f" {_tex(DAGGER_TOLD)}"
     lines += [
         r"\bottomrule",
         r"\end{tabular}",

@@ -11,7 +11,7 @@ from efficientllm.analysis.sweep import Sweep, learning_rate, sweeps
 from efficientllm.analysis.table import Row
 from efficientllm.record import Record
 from efficientllm.report.charts import Chart
-from efficientllm.report.columns import number, with_half_width
+from efficientllm.report.columns import device, number, with_half_width
 from efficientllm.report.contexts import cost_charts
 from efficientllm.report.learning import cache_chart, learning_chart, token_chart
 from efficientllm.report.matrix import Matrix, matrix
@@ -83,9 +83,12 @@ def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
     others = studies(row for row in shown if id(row) not in own)
     lent = _trained(found[0], [*found, *others])
     more = [lent] if lent is not None and all(lent is not s for s in found) else []
-    quality = trainings(lent) if lent is not None else Trainings("", {}, ())
+    quality = _lent(lent, found[0]) if lent is not None else Trainings("", {}, ())
     chosen = [*found[: MAX_STUDIES - len(more)], *more]
-    sections = tuple(_section(s, quality if s is found[0] else trainings(s)) for s in chosen)
+    sections = tuple(
+        _section(s, quality if s is found[0] else trainings(s), _elsewhere(s, found[0]))
+        for s in chosen
+    )
     return Studies(sections, quality)
 
 
@@ -93,14 +96,32 @@ def _trained(first: Study, others: list[Study]) -> Study | None:
     """The study whose trainings speak for the first one: itself, else one of the same part.
 
     Where it trained anything itself, nothing is lent: that would stand in the place of its own.
+    Of several the one that decides most, then that of most variants, then one of its machines.
     """
     if trainings(first).rows:
         return first
-    same = (study for study in others if study.axis == first.axis)
-    return next((study for study in same if len(trainings(study).rows) > 1), None)
+    trained = ((s, trainings(s)) for s in others if s.axis == first.axis)
+    found = [(study, own) for study, own in trained if len(own.rows) > 1]
+
+    def rank(pair: tuple[Study, Trainings]) -> tuple[int, int, bool]:
+        study, own = pair
+        tested = sum(x.p is not None for x in own.differences)
+        return tested, len(own.rows), not _elsewhere(study, first)
+
+    return max(found, key=rank, default=(None, None))[0]
 
 
-def _section(study: Study, quality: Trainings) -> Section:
+def _lent(study: Study, first: Study) -> Trainings:
+    return trainings(study)._replace(elsewhere=_elsewhere(study, first))
+
+
+def _elsewhere(study: Study, first: Study) -> str:
+    """The device of a study of other machines than the first one's, which has to be named."""
+    same = study.machine.name == first.machine.name
+    return "" if same else f"on {device(study.machine.device)}"
+
+
+def _section(study: Study, quality: Trainings, elsewhere: str) -> Section:
     own = trainings(study)
     names = list(study.variants)
     cached = cache_chart(own.rows, list(own.differences), names)
@@ -108,7 +129,8 @@ def _section(study: Study, quality: Trainings) -> Section:
     charts = (learned, seen, cached) if seen.svg else (learned, cached)  # one says why
     suites = dict.fromkeys(row.record.trial.suite for row in study.rows())
     return Section(
-        f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}",
+        f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}"
+        + (f", {elsewhere}" if elsewhere else ""),
         matrix(study, quality),
         tuple(cost_charts(study)),
         charts if own.rows else (),
@@ -146,7 +168,7 @@ def _tuning(own: Trainings) -> str:
     uneven = "; unevenly, which favours those with more" if min(own.tried.values()) < most else ""
     return (
         "Each stands with its best learning rate, chosen on the same seeds and text, which makes it"
-        f" look a little too good. Rates tried: {counts}{uneven}."
+        f" look a little too good. Rates with enough seeds to choose among: {counts}{uneven}."
     )
 
 

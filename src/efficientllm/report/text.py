@@ -13,6 +13,8 @@ from efficientllm.analysis.stats import PERCENTILE_NEEDS, percentile
 from efficientllm.analysis.table import Row
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.report.columns import (
+    DAGGER,
+    DAGGER_TOLD,
     PAPER,
     STAGE_TITLES,
     STAGES,
@@ -134,6 +136,8 @@ def print_doubts(console: Console, rows: list[Row]) -> None:
         )
     if "text" in bases:
         console.print("[yellow]![/yellow] ± of bits per byte is over the held-out text, not seeds")
+    if any(DAGGER in c.text(r) for r in rows for c in first_columns(r.case.stage, [r])):
+        console.print(f"[yellow]![/yellow] {DAGGER_TOLD}")
     for code, note in _numbered(rows).items():
         row, flag = next((r, f) for r in rows for f in r.flags if f.code == code)
         text = f"{code}  {label(row)} {row.point}: {flag.text}"
