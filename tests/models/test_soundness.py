@@ -274,6 +274,50 @@ def test_a_cost_that_fails_at_the_cases_own_length_is_found(tmp_path: Path) -> N
     assert "Mine.cost(4096, 0) gives no Cost: ZeroDivisionError" in found["FLOPs"].seen
 
 
+STATE = spoiled(
+    (
+        "y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)",
+        """q, k = F.elu(q) + 1, F.elu(k) + 1
+        if cache is not None and positions.slot is not None:
+            cache[0].add_(k[:, :, -1:].transpose(-1, -2) @ v[:, :, -1:])
+            y = q @ cache[0]
+        else:
+            y = (q @ k.transpose(-1, -2)).tril() @ v
+            if cache is not None:
+                cache[0].copy_(k.transpose(-1, -2) @ v)
+        y = y / self.dim""",
+    ),
+    (
+        """at = positions.slot
+            k = cache[0].index_copy_(2, at, k)
+            v = cache[1].index_copy_(2, at, v)
+        elif cache is not None:
+            cache[0][:, :, : x.shape[1]].copy_(k)
+            cache[1][:, :, : x.shape[1]].copy_(v)
+""",
+        "at = positions.slot\n",
+    ),
+    (
+        "size = (batch, self.heads, slots, self.dim)",
+        "size = (batch, self.heads, self.dim, self.dim)",
+    ),
+    ('for _ in "kv")', 'for _ in "s")'),
+    ("+ 4 * pairs * width", "+ 4 * new * width * self.dim"),
+    ("2 * (seen + new) * width", "width * self.dim"),
+)
+"""Linear attention: rows in their parallel form, decode by a state of head_dim x head_dim."""
+
+
+def test_a_state_may_be_stated_by_what_a_step_of_it_takes(tmp_path: Path) -> None:
+    """Its first token is a pair in one form and a whole state in the other."""
+    found = findings(tmp_path, STATE)
+    assert failed(found) == []
+    assert found["FLOPs"].verdict == "passed"
+    dearer = findings(tmp_path, STATE.replace("+ 4 * new", "+ 6 * new"))
+    assert failed(dearer) == ["FLOPs"]
+    assert "decode" in dearer["FLOPs"].seen
+
+
 def test_without_a_cost_nothing_is_stated_and_nothing_fails(tmp_path: Path) -> None:
     found = findings(tmp_path, spoiled(("def cost", "def price")))
     assert failed(found) == []

@@ -13,7 +13,7 @@ from efficientllm.analysis.table import Row, rows
 from efficientllm.metrics import METRICS
 from efficientllm.record import Examined, Finding, Outcome
 from efficientllm.report.charts import latency_energy
-from efficientllm.report.export import export, public_record
+from efficientllm.report.export import export, flat, public_record
 from efficientllm.report.public import without_paths
 from efficientllm.results import load, read_published
 from tests import samples
@@ -42,6 +42,16 @@ def test_csv_and_parquet_hold_every_metric_with_bounds_and_reasons(
         assert row["mcr_why_null"].startswith("no task score")
     assert columns[0]["mcr"] is None
     assert text[0]["mcr"] == ""
+
+
+def test_weights_are_told_as_the_row_is_read_and_not_as_they_began(table: list[Row]) -> None:
+    """A training begins from random weights and ends with trained ones."""
+    steps = {"kind": "pretrain", "sequence_length": 1024, "batch": 4, "steps": 100}
+    random = samples.build(weights="random")
+    learned = samples.record(samples.pretrain(workload=steps), build=random)
+    cost = samples.record(samples.case(name="cost"), build=random)
+    assert [flat(row)["weights"] for row in rows([learned, cost])] == ["trained", "random"]
+    assert {flat(row)["weights"] for row in table} == {"trained"}
 
 
 def test_markdown_and_latex_carry_half_widths_n_footnotes_and_the_method(table: list[Row]) -> None:

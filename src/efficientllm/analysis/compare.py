@@ -176,7 +176,7 @@ def barred(a: Row, b: Row) -> str:
         if row.status != "ok":
             return f"{row.name} ended with {row.status}"
         if not Protocol.model_validate(row.record.protocol).ranked:
-            return f"{row.name} is a {row.record.protocol['profile']} run: protocol=quick or longer"
+            return f"{row.name} is a {row.record.protocol['profile']} run, which is never ranked"
     return ""
 
 

@@ -23,6 +23,11 @@ class Flag(NamedTuple):
     text: str
 
     @property
+    def subject(self) -> str:
+        """What one example speaks for: all rows with this code, but each failed check itself."""
+        return f"{self.code} {self.text}" if self.code in UNSOUND else self.code
+
+    @property
     def bars_ranking(self) -> bool:
         """Whether a row with this remark is shown and never ranked."""
         return self.code in UNRANKED or (self.level == "invalid" and self.about == "all")

@@ -104,18 +104,19 @@ def _decided_elsewhere(study: Study, ask: Ask) -> Effect | None:
 
 
 def _effects(ask: Ask, cells: list[tuple[str, Cell]]) -> list[Effect]:
-    """Every variant of a column that has a ratio to the baseline, and is what it is called."""
+    """Every variant of a column that has a ratio to the baseline and may be ranked beside it."""
     return [
         Effect(name, ask, cell.line, cell.state == "", cell.why)
         for name, cell in cells
-        if cell.line is not None and cell.line.ratio > 0 and not (cell.row and cell.row.unsound)
+        if cell.line is not None and cell.line.ratio > 0 and not cell.unranked
     ]
 
 
 def _not_compared(shown: Matrix, key: str) -> str:
     """Why nothing in a metric's columns could be set beside the baseline; else nothing."""
-    cells = (cell for ask in shown.asks if ask.key == key for _, cell in shown.column(ask))
-    why = next((cell.against for cell in cells if cell.against), "")
+    cells = [cell for ask in shown.asks if ask.key == key for _, cell in shown.column(ask)]
+    whys = (cell.against or (cell.why if cell.unranked else "") for cell in cells)
+    why = next(filter(None, whys), "")
     return f"{_WHAT[key]} is not compared ({why})" if why else ""
 
 

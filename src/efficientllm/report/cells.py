@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from efficientllm.analysis.compare import Line, Unequal, ratio
+from efficientllm.analysis.compare import Line, Unequal, barred, ratio
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
@@ -41,7 +41,8 @@ class Ask(NamedTuple):
 class Cell(NamedTuple):
     """A value with its ratio to the baseline, or `against`, why they have none.
 
-    `title` is the small print; `why` says why a ratio is not decided.
+    `title` is the small print; `why` says why a ratio is not decided. Where a side is never
+    ranked (`unranked`) the ratio stands in its cell and in no sentence.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Cell(NamedTuple):
     line: Line | None = None
     against: str = ""
     why: str = ""
+    unranked: bool = False
 
 
 def context_of(row: Row) -> int:
@@ -103,13 +105,15 @@ def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
         text, bounds = _with_bounds(line.ratio, line.low, line.high)
     ranked = base.ranked and row.ranked
     undecided = line.verdict == "ambiguous" or not ranked
-    other = "a side is never ranked (smoke, own code, or something invalid)"
-    why = line.why if ranked or base.unsound or row.unsound else other
+    other = "a side is never ranked: own code, or something invalid"
+    why = line.why if ranked or barred(base, row) else other
     told = f"not decided: {why}" if undecided else line.word
     title = "; ".join(filter(None, (told, bounds, cell.title)))
     state: State = "undecided" if undecided else ""
     why = why if undecided else ""
-    return cell._replace(ratio=text, title=title, state=state, line=line, why=why)
+    return cell._replace(
+        ratio=text, title=title, state=state, line=line, why=why, unranked=not ranked
+    )
 
 
 def _with_bounds(value: float, low: float, high: float) -> tuple[str, str]:

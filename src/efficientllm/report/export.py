@@ -51,7 +51,7 @@ def flat(row: Row) -> dict[str, Any]:
         "reason": row.reason,
         "trials": len(row.views),
         "protocol": record.protocol["profile"],
-        "weights": record.build.weights if record.build else None,
+        "weights": ("random" if row.cost_only else "trained") if record.build else None,
         "machine": record.machine.name,
         "case_id": record.trial.case_id,
         "env_id": record.env_id,

@@ -230,8 +230,8 @@ def doubts_of(rows: list[Row]) -> list[str]:
     for level in ("invalid", "warn"):
         for row in rows:
             for flag in row.flags:
-                if flag.level == level and flag.code not in seen and row.status == "ok":
-                    seen.add(flag.code)
+                if flag.level == level and flag.subject not in seen and row.status == "ok":
+                    seen.add(flag.subject)
                     where = f"{STAGE_TITLES[row.case.stage]}, {label(row)} {row.point}"
                     doubts.append(f"{flag.code}: {flag.text} ({where})")
     few = [row for row in rows if row.status == "ok" and len(row.views) < 3]

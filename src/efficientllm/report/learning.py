@@ -74,11 +74,19 @@ def _curves(
             ),
             detail="seed:N",
         )
+        if any(v["unsound"] for v in values):
+            dash = alt.condition("datum.unsound", alt.value([5, 4]), alt.value([1, 0]))
+            base = base.encode(strokeDash=dash)
         seeds = base.mark_line(strokeWidth=1, opacity=0.3).transform_filter("datum.seed !== 'all'")
         means = base.mark_line(strokeWidth=2).transform_filter("datum.seed === 'all'")
         return sized(alt.layer(seeds, means))
 
-    return drawn(title, draw, (*cost.notes, *without_colour(variants)))
+    return drawn(title, draw, (*_dashed(cost.rows), *cost.notes, *without_colour(variants)))
+
+
+def _dashed(rows: dict[str, Row]) -> list[str]:
+    """Whose lines stand there without being what they are called."""
+    return [f"{name} is dashed: {row.unsound}." for name, row in rows.items() if row.unsound]
 
 
 def _scaled(unit: str, most: float) -> tuple[float, str]:
@@ -113,7 +121,7 @@ def _learned(name: str, row: Row, cost: Spent) -> list[dict[str, Any]]:
     drawn_seeds = list(by_seed.items())[:MAX_SEEDS] if n > 1 else []
     lines = [*((str(seed), curve) for seed, curve in drawn_seeds), ("all", mean)]
     return [
-        {"row": name, "seed": seed, "x": x, "y": y}
+        {"row": name, "seed": seed, "x": x, "y": y, "unsound": bool(row.unsound)}
         for seed, curve in lines
         for _, (x, y) in sorted(curve.items())
     ]

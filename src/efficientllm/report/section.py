@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from efficientllm.analysis.differences import Difference, Trainings
+from efficientllm.analysis.flag import UNSOUND, Flag
 from efficientllm.analysis.sister import from_sisters
 from efficientllm.analysis.study import Study, studies, trainings, unrun
 from efficientllm.analysis.sweep import Sweep, learning_rate, sweeps
@@ -28,6 +29,7 @@ class Swept(NamedTuple):
     name: str
     sweep: Sweep
     cells: tuple[str, ...]
+    flags: tuple[Flag, ...]
 
 
 class Section(NamedTuple):
@@ -184,4 +186,5 @@ def _swept(study: Study, sweep: Sweep) -> Swept:
         f"{number(sweep.seconds / _HOUR)} h",
         joules,
     )
-    return Swept(name, sweep, cells)
+    doubted = (flag for flag in sweep.best.flags if flag.code in UNSOUND)
+    return Swept(name, sweep, cells, (*doubted, *sweep.flags))

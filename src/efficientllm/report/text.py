@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from efficientllm.analysis.compare import Comparison
+from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.stats import PERCENTILE_NEEDS, percentile
 from efficientllm.analysis.table import Row
 from efficientllm.metrics.energy import energy_scope
@@ -138,10 +139,13 @@ def print_doubts(console: Console, rows: list[Row]) -> None:
         console.print("[yellow]![/yellow] ± of bits per byte is over the held-out text, not seeds")
     if any(DAGGER in c.text(r) for r in rows for c in first_columns(r.case.stage, [r])):
         console.print(f"[yellow]![/yellow] {DAGGER_TOLD}")
-    for code, note in _numbered(rows).items():
-        row, flag = next((r, f) for r in rows for f in r.flags if f.code == code)
-        text = f"{code}  {label(row)} {row.point}: {flag.text}"
-        console.print(f"[yellow]{note}[/yellow] {escape(text)}")
+    notes, told = _numbered(rows), dict[str, tuple[Row, Flag]]()
+    for each in rows:
+        for flag in (f for f in each.flags if f.code in notes):
+            told.setdefault(flag.subject, (each, flag))
+    for row, flag in sorted(told.values(), key=lambda pair: notes[pair[1].code]):
+        text = f"{flag.code}  {label(row)} {row.point}: {flag.text}"
+        console.print(f"[yellow]{notes[flag.code]}[/yellow] {escape(text)}")
 
 
 def print_record(console: Console, row: Row) -> None:
