@@ -108,6 +108,11 @@ def test_a_death_before_the_first_word_is_in_the_phase_start(tmp_path: Path) -> 
     assert death(-signal.SIGKILL, read(tmp_path), tmp_path).phase == "start"
 
 
+def test_an_exit_with_nothing_said_says_so(tmp_path: Path) -> None:
+    reason = death(3, read(tmp_path), tmp_path).reason
+    assert reason == "exit status 3: it ended itself and said nothing"
+
+
 def test_an_exit_without_a_word_carries_the_last_line_cut_to_size(tmp_path: Path) -> None:
     (tmp_path / "stderr").write_text("Traceback\n" + "x" * 1000 + "\n")
     reason = death(3, read(tmp_path), tmp_path).reason

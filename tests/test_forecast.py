@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 from efficientllm import forecast
 from efficientllm import record as r
 from efficientllm.cli import app
+from efficientllm.commands import _missing
 from efficientllm.machine import Gpu
 from efficientllm.matching import told
 from efficientllm.pin import pin_suite
 from efficientllm.plan import Shelf
+from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.suite import Suite, load_suite, one_line_suite
 from tests import samples
 
@@ -175,3 +177,24 @@ def test_the_command_shows_what_run_would_choose(
     assert "train-4096-8-mqa" in shown.output
     assert "mha" not in shown.output
     assert "fits, micro_batch 2" in shown.output
+
+
+def test_a_case_under_a_second_name_is_told_and_costs_nothing(tmp_path: Path) -> None:
+    """Two files of one content are one attention."""
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text("class Mine: ...")
+    arms = ",".join(f"custom:{tmp_path / name}:Mine" for name in ("one.py", "two.py"))
+    words = ("model=backbone-tiny", f"model.attention={arms}")
+    suite = pin_suite(one_line_suite("pretrain", words), allow_code=True)
+    (line,) = forecast.doubled(suite)
+    assert line.endswith(f"under another name: it is measured once, as {suite.cases[0].name}")
+
+    class Empty:
+        here = staticmethod(lambda case: [])
+        finished = staticmethod(lambda case, protocol: {})
+
+    shelf = cast(Shelf, Empty())
+    alone = suite._replace(cases=suite.cases[:1])
+    assert forecast.total_seconds(suite, shelf, CARD) == forecast.total_seconds(alone, shelf, CARD)
+    assert _missing(suite, shelf) == 1
+    assert _missing(suite._replace(protocol=Protocol(trials=3)), shelf) == 3

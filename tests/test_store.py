@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -442,3 +443,26 @@ def test_write_once_raises_for_a_name_that_is_taken(tmp_path: Path) -> None:
         write_once(tmp_path / "x", b"2")
     assert (tmp_path / "x").read_bytes() == b"1"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_a_killed_run_left_goes_after_a_day_without_a_word(store: Store) -> None:
+    def left(name: str, hours: float) -> Path:
+        folder = store.work / name
+        (folder / "0").mkdir(parents=True)
+        (folder / "0" / "journal.jsonl").write_text("{}")
+        for path in (folder / "0" / "journal.jsonl", folder / "0", folder):
+            moment = time.time() - 3600 * hours
+            os.utime(path, (moment, moment))
+        return folder
+
+    old, long = left("trial-1-1", 25), left("trial-2-2", 48)
+    (long / "0" / "readings.jsonl").write_text("[]")  # a trial of two days, still written to
+    young, other = left("trial-3-3", 23), left("checkpoints", 300)
+    store.clear_abandoned()
+    assert [path.exists() for path in (old, long, young, other)] == [False, True, True, True]
+
+
+def test_a_file_in_the_place_of_a_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("not a store")
+    with pytest.raises(StoreError, match="afile: a file, and a store is a folder"):
+        Store(tmp_path / "afile")

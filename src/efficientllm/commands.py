@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from efficientllm import clock, duration, machine
 from efficientllm.durable import replace
-from efficientllm.forecast import most_energy, total_seconds
+from efficientllm.forecast import doubled, most_energy, total_seconds
 from efficientllm.matching import told
 from efficientllm.plan import Planned, Shelf
 from efficientllm.record import Record
@@ -61,19 +61,22 @@ def _announce(console: Console, suite: Suite, guess_s: float, gpu: machine.Gpu |
     models = [case.model for case in suite.cases if isinstance(case.model, Checkpoint)]
     for source, commit in dict.fromkeys((m.source, m.commit) for m in models if m.commit):
         console.print(f"revision {commit[:7]}  {escape(source)}")
-    for line in told(suite.cases):
+    for line in (*doubled(suite), *told(suite.cases)):
         console.print(escape(line))
     bound = most_energy(guess_s, gpu)
     energy = "" if bound is None else f", at most {bound.kwh:.2g} kWh"
+    cases = len(suite.cases) - len(suite.doubles)
     console.print(
         f"suite {escape(suite.name)}  {device}  protocol {suite.protocol.profile}"
-        f"  {len(suite.cases)} cases  about {duration.minutes(guess_s)}{energy}"
+        f"  {cases} cases  about {duration.minutes(guess_s)}{energy}"
     )
 
 
 def _missing(suite: Suite, shelf: Shelf) -> int:
-    """Cases that still need a trial, for the progress bar."""
-    return sum(not shelf.finished(case, suite.protocol) for case in suite.cases)
+    """Trials that are missing before cases are first looked at, for the progress bar."""
+    asked, cases = suite.protocol.looks()[0], {case.case_id: case for case in suite.cases}
+    done = (len(shelf.finished(case, suite.protocol)) for case in cases.values())
+    return sum(max(0, asked - n) for n in done)
 
 
 def _next_step(console: Console, suite: Suite, rows: list[Any], gpu: machine.Gpu | None) -> None:

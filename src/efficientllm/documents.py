@@ -114,7 +114,8 @@ def _json_lines(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[dict[str
             if b"\\u" in line:  # an escape may be half of a character
                 json.dumps(row, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
-            raise Unsupported(f"{name}:{number}: not JSON in UTF-8 ({error})") from error
+            hint = "" if ".json" in name else "; plain text has to be called .txt or .md"
+            raise Unsupported(f"{name}:{number}: not JSON in UTF-8 ({error}){hint}") from error
         if isinstance(row, dict):
             yield row
 

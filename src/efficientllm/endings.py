@@ -59,7 +59,6 @@ def death(status: int, story: Story, folder: Path, *, out_of_memory: bool = Fals
     if status < 0:
         name = signal.Signals(-status).name
         return Outcome(status="crash", phase=story.phase_now, reason=f"killed by {name}")
-    lines = last_line(folder / "stderr")
-    return Outcome(
-        status="crash", phase=story.phase_now, reason=f"exit status {status}: {lines}"[:500]
-    )
+    said = last_line(folder / "stderr") or "it ended itself and said nothing"
+    reason = f"exit status {status}: {said}"[:500]
+    return Outcome(status="crash", phase=story.phase_now, reason=reason)

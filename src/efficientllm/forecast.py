@@ -38,6 +38,14 @@ def most_energy(seconds: float, gpu: machine.Gpu | None) -> Bound | None:
     return None if watts is None else Bound(watts * seconds / 3.6e6, watts)
 
 
+def doubled(suite: Suite) -> list[str]:
+    """A line for each case that will have no row of its own."""
+    return [
+        f"{name} is {first} under another name: it is measured once, as {first}"
+        for name, first in suite.doubles.items()
+    ]
+
+
 def plan_command(
     console: Console,
     suite: Suite,
@@ -73,7 +81,7 @@ def plan_command(
         " the predicted peak"
     )
     console.print(table)
-    for line in told(suite.cases):
+    for line in (*doubled(suite), *told(suite.cases)):
         console.print(escape(line))
     for refused in store.refused.values():
         console.print(f"[yellow]![/yellow] {escape(refused)}")
@@ -177,4 +185,5 @@ def total_seconds(suite: Suite, shelf: Shelf, gpu: machine.Gpu | None) -> float:
         _seconds(case, suite, shelf, rate, gpu is not None)
         * max(0, trials - len(shelf.finished(case, suite.protocol)))
         for case in suite.cases
+        if case.name not in suite.doubles
     )

@@ -80,7 +80,7 @@ class Results(NamedTuple):
         if named and not fitting:
             points = ", ".join(dict.fromkeys(row.point for row in named))
             raise SpecError(f"{key!r} has no such point; there is {points}")
-        exact = [row for row in fitting if row.name == key]
+        exact = [row for row in fitting if key in (row.name, row.label)]
         newest = _newest_of_each(exact or fitting)
         if len(newest) == 1:
             return newest[0]
@@ -88,9 +88,9 @@ class Results(NamedTuple):
             known = ", ".join(_known(self.rows())[:20]) or "nothing"
             raise SpecError(f"no row is called {key!r}; there is {known}")
         names = ", ".join(f"{row.key} {row.name} {row.point}" for row in newest[:8])
-        raise SpecError(
-            f"{key!r} fits several rows: {names}; name one, or narrow with --at batch=N"
-        )
+        several = len({row.point for row in newest}) > 1
+        advice = "name one" + (", or narrow with --at batch=N" if several else "")
+        raise SpecError(f"{key!r} fits several rows: {names}; {advice}")
 
     def compare(self, a: str, b: str, at: dict[str, int] | None = None) -> Comparison:
         """Compare two rows by key; raises Unequal when their work differs."""

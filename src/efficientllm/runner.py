@@ -64,6 +64,7 @@ def run_suite(suite: Suite, store: Store, options: Options, events: Events) -> S
     Several processes may run one suite on one store: a trial that another one holds is
     left to it and waited for, since children may need what it makes.
     """
+    store.clear_abandoned()
     with Launcher(
         store,
         options.gpu,

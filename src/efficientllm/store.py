@@ -43,10 +43,18 @@ class Entry(NamedTuple):
     path: Path
 
 
+ABANDONED_S = 86_400.0
+
+
 class Store:
-    """A directory of records. Opening one creates nothing until something is written."""
+    """A directory of records. Opening one creates nothing until something is written.
+
+    Raises StoreError where a file lies in its place.
+    """
 
     def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise StoreError(f"{root}: a file, and a store is a folder: choose one with --store")
         self.root = root
         self.refused: dict[Path, str] = {}
         """Files that this object met and could not use, each with one line on it."""
@@ -54,6 +62,17 @@ class Store:
     @property
     def work(self) -> Path:
         return self.root / "work"
+
+    def clear_abandoned(self) -> None:
+        """Remove what runs that were killed have left in `work`, after a day without a word.
+
+        One that is under way, on another host of a shared disk too, writes all the time.
+        """
+        for path in (*self.work.glob("trial-*"), *self.work.glob("forkserver-*.log")):
+            with suppress(OSError):
+                newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+                if clock.wall_unix() - newest > ABANDONED_S:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def artifact(self, case_id: str, seed: int) -> Path:
         """Where the weights that a case made from a seed are kept."""

@@ -415,6 +415,8 @@ def test_fewer_than_twenty_tokens_a_parameter_are_named_where_a_model_begins(
     if expected:
         assert found(record)["UNDERTRAINED"].about == "quality"
     assert level(training(build=build), "UNDERTRAINED") == "", "nothing was declared"
+    unseen = samples.record(of, build=build, windows=[])
+    assert level(unseen, "UNDERTRAINED") == expected, "too short to have a window"
 
 
 def test_code_that_came_with_a_checkpoint_is_named() -> None:

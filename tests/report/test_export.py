@@ -44,6 +44,19 @@ def test_csv_and_parquet_hold_every_metric_with_bounds_and_reasons(
     assert text[0]["mcr"] == ""
 
 
+def test_what_did_not_end_well_is_told_beside_its_name_and_under_no_metric() -> None:
+    lost = samples.record(outcome=Outcome(status="nan", reason="loss"), scores=None)
+    made = rows([lost, samples.record(samples.case(name="good", technique="int8"))])
+    markdown, latex = export(made, "md").decode(), export(made, "latex").decode()
+    (line,) = [x for x in markdown.splitlines() if "(nan)" in x]
+    heads = next(x for x in markdown.splitlines() if x.startswith("| case"))
+    assert line.count("|") == heads.count("|")
+    assert line.count(" - ") == line.count("|") - 4, "case, point and n stand there"
+    assert "(nan)" in latex
+    only = export(rows([lost]), "md").decode()
+    assert "(nan)" in only, "even where no row has a metric"
+
+
 def test_weights_are_told_as_the_row_is_read_and_not_as_they_began(table: list[Row]) -> None:
     """A training begins from random weights and ends with trained ones."""
     steps = {"kind": "pretrain", "sequence_length": 1024, "batch": 4, "steps": 100}

@@ -824,3 +824,26 @@ def test_the_first_screen_states_how_two_trainings_differ() -> None:
     condition = headline(table, "").condition
     assert "Differs: training precision: bf16 on float32 weights -> float32. NVIDIA" in condition
     assert "Differs" not in headline(rows([tuned("full"), tuned("lora")]), "").condition
+
+
+def test_a_pair_over_fewer_rounds_says_so_where_the_values_beside_it_tell_another_ratio() -> None:
+    """Of a run that was stopped one variant has a seed more, and that one was slow and bad."""
+
+    def seed(name: str, round_: int, unit_s: float, bits: float) -> r.Record:
+        window = samples.training_window(64, 1024, unit_s=unit_s, units=36)
+        return made.trained(name, round_, bits=bits, windows=[window])
+
+    def cells(*records: r.Record) -> tuple[str, str]:
+        study = studies(rows(records))[0]
+        found = matrix(study, trainings(study))
+        return (
+            cell(found, "training tokens/s", "", "mla").ratio,
+            cell(found, "bits per byte", "", "mla").ratio,
+        )
+
+    pair = [seed("mha", 0, 0.6, 1.5), seed("mla", 0, 0.6, 1.4)]
+    assert cells(*pair, seed("mha", 1, 0.9, 1.7)) == (
+        "x1.00 (1 of 2 rounds)",
+        "-0.1000 (1 of 2 rounds)",
+    )
+    assert cells(*pair, seed("mha", 1, 0.6, 1.5)) == ("x1.00", "-0.1000")

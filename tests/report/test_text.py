@@ -9,7 +9,9 @@ from rich.console import Console
 
 from efficientllm import record as r
 from efficientllm.analysis.compare import compare
+from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.table import rows
+from efficientllm.report.headline import doubts_of
 from efficientllm.report.text import print_comparison, print_doubts, print_record, print_rows
 from efficientllm.results import Results
 from efficientllm.spec.document import SpecError
@@ -37,7 +39,7 @@ def test_rows_show_values_and_failures_with_their_reason() -> None:
     text = out.getvalue()
     assert "Quantized inference" in text
     assert "200" in text
-    assert "out_of_memory" in text
+    assert "x out_of_memory" in text, "beside its name, under no metric"
     assert "[bold]asked[/bold]" in text, "markup in a reason is text"
 
 
@@ -59,6 +61,39 @@ def _refused(found: Results, key: str) -> SpecError:
     with pytest.raises(SpecError) as caught:
         found.find(key)
     return caught.value
+
+
+def test_the_name_that_a_table_shows_finds_its_row_before_longer_ones() -> None:
+    names = ("generate-gqa", "generate-gqa-mine")
+    cases = (
+        samples.case(name=name, technique=t)
+        for name, t in zip(names, ("bf16", "int8"), strict=True)
+    )
+    found = Results(tuple(samples.record(case) for case in cases))
+    assert found.find("gqa").name == "generate-gqa"
+    assert found.find("gqa-mine").name == "generate-gqa-mine"
+    said = str(_refused(found, "generate"))
+    assert said.endswith("; name one"), "both are at one point, which narrows nothing"
+
+
+def test_each_failed_check_is_told_and_other_flags_once() -> None:
+    """What is wrong with one module is not wrong with the next."""
+    made, out = console()
+    table = []
+    for n, text in enumerate(("causality: by 121.7 %", "FLOPs: too many")):
+        workload = {"kind": "generate", "new_tokens": n + 8}
+        record = samples.record(samples.case(name=f"generate-{n}", workload=workload))
+        row = rows([record])[0]
+        flags = (Flag("CUSTOM_CHECK_FAILED", "warn", "all", text), *row.flags)
+        row.__dict__["flags"] = (*flags, Flag("SMOKE", "warn", "all", f"a glance {n}"))
+        table.append(row)
+    print_doubts(made, table)
+    assert "0 b1 c1024: causality: by 121.7 %" in out.getvalue()
+    assert "1 b1 c1024: FLOPs: too many" in out.getvalue()
+    assert out.getvalue().count("SMOKE") == 1
+    doubts = "\n".join(doubts_of(table))
+    assert doubts.count("CUSTOM_CHECK_FAILED") == 2
+    assert doubts.count("SMOKE") == 1
 
 
 def test_doubts_are_said_once() -> None:

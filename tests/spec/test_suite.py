@@ -694,3 +694,14 @@ def test_classes_of_one_name_are_called_by_their_files_too() -> None:
     same = "model.attention=custom:a/v.py:A,custom:b/v.py:A"
     with pytest.raises(SpecError, match=r"two cases are called .*tiny-v-A; .* or of a file and"):
         one_line_suite("pretrain", ("model=backbone-tiny", same))
+
+
+def test_a_case_under_two_names_is_a_double_of_the_first(suite: Any) -> None:
+    named = (GENERATE.replace("base:", f"base:\n  name: {name}") for name in ("one", "two"))
+    found = suite("---\n".join(named))
+    assert found.doubles == {"two": "one"}
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_no_suite_of_the_package_names_a_case_twice(name: str) -> None:
+    assert load_suite(name).doubles == {}

@@ -176,6 +176,14 @@ def test_a_line_that_holds_no_text_is_named(line: bytes, tmp_path: Path) -> None
         texts(Files(path=str(tmp_path / "rows.jsonl")))
 
 
+def test_plain_text_under_a_name_that_says_nothing_is_told_how_to_be_called(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "afile").write_text("Plain words.\n")
+    with pytest.raises(Unsupported, match=r"plain text has to be called \.txt or \.md"):
+        texts(Files(path=str(tmp_path / "afile")))
+
+
 def test_plain_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("caf\u00e9 au lait".encode("latin-1"))
     with pytest.raises(Unsupported, match=r"latin\.txt: cannot be read .*utf-8.* position 3"):

@@ -19,6 +19,7 @@ from efficientllm.matching import NEAR
 from efficientllm.metrics import BY_KEY, Unmeasured, View
 from efficientllm.metrics.energy import window_energy
 from efficientllm.metrics.memory import cache_slots
+from efficientllm.metrics.quality import most_tokens_per_param
 from efficientllm.record import Status, Window
 from efficientllm.spec.protocol import Protocol
 from efficientllm.spec.workload import Training
@@ -161,10 +162,12 @@ def _cache_size(view: View) -> Iterator[Flag]:
 
 def _undertrained(view: View) -> Iterator[Flag]:
     """Pretraining far from compute-optimal ranks models by how fast they begin to learn."""
-    tokens = BY_KEY["tokens_per_param"](view)
-    if view.stage != "pretrain" or isinstance(tokens, Unmeasured):
+    if view.stage != "pretrain":
         return
-    if tokens < OPTIMAL_TOKENS_PER_PARAM:
+    tokens = BY_KEY["tokens_per_param"](view)
+    if isinstance(tokens, Unmeasured):
+        tokens = most_tokens_per_param(view)
+    if isinstance(tokens, float) and tokens < OPTIMAL_TOKENS_PER_PARAM:
         text = (
             f"{tokens:.2g} tokens per parameter; a compute-optimal training takes about"
             f" {OPTIMAL_TOKENS_PER_PARAM}, and what is better early need not be better then"

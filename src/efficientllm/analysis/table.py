@@ -57,6 +57,11 @@ class Row:
         return self.record.trial.name
 
     @property
+    def label(self) -> str:
+        """The name without its stage, which stands above it in tables."""
+        return self.name.removeprefix(f"{self.case.stage}-") or self.name
+
+    @property
     def point(self) -> str:
         """`b32 c1024`: batch and context."""
         point = self.views[0].point

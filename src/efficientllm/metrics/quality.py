@@ -83,6 +83,16 @@ def tokens_per_param(view: View) -> Value:
     return steps * tokens / window.units / total
 
 
+def most_tokens_per_param(view: View) -> Value:
+    """The same with whole rows, for a training too short to have a window: it has no padding."""
+    steps, total = _declared_steps(view), total_params(view)
+    if steps is None:
+        return NOT_DECLARED
+    if isinstance(total, Unmeasured):
+        return total
+    return steps * view.point.batch * view.point.context / total
+
+
 def other_text(a: Record, b: Record) -> str:
     """Why two scores are not of the same text in the same way; empty where they are."""
     one, two = a.scores, b.scores

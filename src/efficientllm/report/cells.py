@@ -24,6 +24,8 @@ LONGEST = "longest"
 KERNEL = "kernel"
 _WIDE = 0.2
 """From this share on both ends of a ratio's interval are shown."""
+_APART, _APART_BITS = 0.02, 0.005
+"""By how much a paired ratio or difference may miss that of the two values shown, unsaid."""
 _PLAIN = ("total_params",)
 """Facts that have no better or worse."""
 
@@ -103,6 +105,8 @@ def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
     text, bounds = f"x{_two(line.ratio)}", ""
     if line.low is not None and line.high is not None and line.why != "counted":
         text, bounds = _with_bounds(line.ratio, line.low, line.high)
+    if abs(line.ratio * line.a / line.b - 1) > _APART:
+        text += _shared(line.pairs, base, row)
     ranked = base.ranked and row.ranked
     undecided = line.verdict == "ambiguous" or not ranked
     other = "a side is never ranked: own code, or something invalid"
@@ -114,6 +118,12 @@ def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
     return cell._replace(
         ratio=text, title=title, state=state, line=line, why=why, unranked=not ranked
     )
+
+
+def _shared(pairs: int, base: Row, row: Row) -> str:
+    """Over how few of the trials a pair is, for where the values that stand there are others."""
+    most = max(len(base.views), len(row.views))
+    return f" ({pairs} of {most} rounds)" if pairs < most else ""
 
 
 def _with_bounds(value: float, low: float, high: float) -> tuple[str, str]:
@@ -211,7 +221,10 @@ def _quality_cell(study: Study, name: str, quality: Trainings) -> Cell:
     if found is None or found.difference is None:
         why = found.why if found is not None else "the baseline was not trained"
         return Cell(text, "", f"not decided: {why}; {title}", "undecided", row)
-    shown = briefly(found)
+    shown, base = briefly(found), quality.rows[study.baseline]
+    first = base.cell(QUALITY).interval
+    if first is not None and abs(interval.value - first.value - found.difference) > _APART_BITS:
+        shown += _shared(found.seeds, base, row)
     title = f"difference {signed(found)}; {title}"
     if found.verdict == "undecided":
         return Cell(text, shown, f"not decided: {found.why}; {title}", "undecided", row)

@@ -243,11 +243,6 @@ def device(name: str) -> str:
     return " ".join(w for w in name.split() if w not in ("NVIDIA", "AMD") and "HBM" not in w)
 
 
-def label(row: Row) -> str:
-    """The row's case name without its stage."""
-    return row.name.removeprefix(f"{row.case.stage}-") or row.name
-
-
 def told_apart(rows: list[Row]) -> list[str]:
     """A label for each row that rows of no other case, machine or software have.
 
@@ -258,7 +253,7 @@ def told_apart(rows: list[Row]) -> list[str]:
         lambda row: row.record.machine.device,
         lambda row: f"{row.record.trial.case_id[:6]}-{row.record.env_id[:6]}",
     )
-    labels = [label(row) for row in rows]
+    labels = [row.label for row in rows]
     for word in more:
         owners: dict[str, set[tuple[str, str]]] = {}
         for text, row in zip(labels, rows, strict=True):

@@ -24,7 +24,6 @@ from efficientllm.report.columns import (
     STAGE_TITLES,
     STAGES,
     first_columns,
-    label,
     unnamed,
 )
 from efficientllm.report.differing import told
@@ -190,10 +189,10 @@ def markdown(rows: list[Row]) -> str:
         lines.append(_md_row([*["---"] * len(said), *["---:"] * len(numbers)]))
         for row in chosen:
             marks = "".join(f"<sup>{n}</sup>" for n in notes.marks(row))
-            name = _md_text(label(row)) + (" (random weights, cost only)" if row.cost_only else "")
-            cells = [column.text(row) for column in columns]
+            name = _md_text(row.label) + (" (random weights, cost only)" if row.cost_only else "")
             if row.status != "ok":
-                cells = [row.status, *["-"] * (len(columns) - 1)]
+                name += f" ({row.status})"
+            cells = [column.text(row) if row.status == "ok" else "-" for column in columns]
             told = [_md_text(word.of(row)) for word in words]
             lines.append(_md_row([name + marks, *told, row.point, str(len(row.views)), *cells]))
         parts.append("\n".join(lines))
@@ -277,10 +276,9 @@ def _latex_stage(stage: str, rows: list[Row]) -> str:
     ]
     for row in rows:
         marks = ",".join(str(n) for n in notes.marks(row))
-        name = _tex(label(row)) + (rf"\textsuperscript{{{marks}}}" if marks else "")
-        cells = [_tex(column.text(row)) for column in columns]
-        if row.status != "ok":
-            cells = [_tex(row.status), *["--"] * (len(columns) - 1)]
+        ended = "" if row.status == "ok" else f" ({row.status})"
+        name = _tex(row.label + ended) + (rf"\textsuperscript{{{marks}}}" if marks else "")
+        cells = [_tex(c.text(row)) if row.status == "ok" else "--" for c in columns]
         told = [_tex(word.of(row)) for word in words]
         lines.append(" & ".join([name, *told, row.point, str(len(row.views)), *cells]) + r" \\")
     caption = f"{STAGE_TITLES[stage]}. {_tex(methods_sentence(rows))}"

@@ -13,7 +13,7 @@ from efficientllm.analysis.compare import Comparison, Line, Unequal, compare
 from efficientllm.analysis.study import size
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import training_conditions
-from efficientllm.report.columns import STAGE_TITLES, column, label, memory_key, number
+from efficientllm.report.columns import STAGE_TITLES, column, memory_key, number
 from efficientllm.spec.canonical import digest
 
 SPEED = {
@@ -134,7 +134,7 @@ def _try(a: Row, b: Row) -> Comparison | None:
 def _reference(rows: list[Row], stage: str) -> Row | None:
     for name in _REFERENCES[stage]:
         for row in rows:
-            if name in label(row).replace("+", "-").split("-"):
+            if name in row.label.replace("+", "-").split("-"):
                 return row
     return rows[0] if rows else None
 
@@ -148,7 +148,7 @@ def _sentence(found: Comparison, line: Line) -> str:
     """What came out, with its interval."""
     verb = {"generate": "decodes", "finetune": "fine-tunes", "pretrain": "trains"}
     what = verb[found.a.case.stage]
-    a, b = label(found.a), label(found.b)
+    a, b = found.a.label, found.b.label
     interval = f" [{line.low:.2f}, {line.high:.2f}]" if line.low and line.high else ""
     rate = f"{number(line.a)} to {number(line.b)} tokens/s"
     so_far = "So far " if line.verdict == "ambiguous" else ""
@@ -232,7 +232,7 @@ def doubts_of(rows: list[Row]) -> list[str]:
             for flag in row.flags:
                 if flag.level == level and flag.subject not in seen and row.status == "ok":
                     seen.add(flag.subject)
-                    where = f"{STAGE_TITLES[row.case.stage]}, {label(row)} {row.point}"
+                    where = f"{STAGE_TITLES[row.case.stage]}, {row.label} {row.point}"
                     doubts.append(f"{flag.code}: {flag.text} ({where})")
     few = [row for row in rows if row.status == "ok" and len(row.views) < 3]
     if few:

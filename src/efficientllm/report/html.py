@@ -35,7 +35,6 @@ from efficientllm.report.columns import (
     column,
     device,
     first_columns,
-    label,
     small_print,
     words_of,
 )
@@ -203,7 +202,7 @@ def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any])
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"label": label, "device": device, "anchor": anchor}
+    environment.filters |= {"device": device, "anchor": anchor}
     told = (signed, p_value, verdict, small_print)
     environment.globals |= {function.__name__: function for function in told}
     return environment.from_string(_asset("page.html"))

@@ -24,7 +24,6 @@ from efficientllm.report.columns import (
     basis,
     column,
     first_columns,
-    label,
     number,
     unnamed,
 )
@@ -80,18 +79,16 @@ def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str,
     for index, row in enumerate(rows):
         told = [escape(word.of(row)) for word in words]
         alone = " [dim](cost only)[/dim]" if row.cost_only and not all_cost else ""
-        cells = [escape(names[index]) + alone, *told, *points[index : index + 1]]
-        if row.status == "ok":
-            cells += [shown.text(row) for shown in columns]
-        else:
-            cells += [f"[red]{row.status}[/red]", *[""] * (len(columns) - 1)]
+        ended = "" if row.status == "ok" else f" [red]{row.status}[/red]"
+        cells = [escape(names[index]) + alone + ended, *told, *points[index : index + 1]]
+        cells += [shown.text(row) if row.status == "ok" else "" for shown in columns]
         if noted:
             cells.append(" ".join(str(notes[f.code]) for f in row.flags if f.code in notes))
         table.add_row(*cells)
     console.print(table)
     for row in rows:
         if row.status != "ok":
-            text = f"{label(row)} {row.point}: {row.status}: {row.reason}"
+            text = f"{row.label} {row.point}: {row.status}: {row.reason}"
             console.print(f"[red]![/red] {escape(text)}")
     console.print()
 
@@ -115,9 +112,9 @@ def _title(stage: str, rows: list[Row], all_cost: bool) -> str:
 
 def _names(rows: list[Row], words: Sequence[Words]) -> list[str]:
     """Labels, with what `show` and `compare` accept where nothing else in the table differs."""
-    seen = [(label(row), row.point, *(word.of(row) for word in words)) for row in rows]
+    seen = [(row.label, row.point, *(word.of(row) for word in words)) for row in rows]
     return [
-        f"{label(row)} {row.key}" if seen.count(told) > 1 else label(row)
+        f"{row.label} {row.key}" if seen.count(told) > 1 else row.label
         for row, told in zip(rows, seen, strict=True)
     ]
 
@@ -144,7 +141,7 @@ def print_doubts(console: Console, rows: list[Row]) -> None:
         for flag in (f for f in each.flags if f.code in notes):
             told.setdefault(flag.subject, (each, flag))
     for row, flag in sorted(told.values(), key=lambda pair: notes[pair[1].code]):
-        text = f"{flag.code}  {label(row)} {row.point}: {flag.text}"
+        text = f"{flag.code}  {row.label} {row.point}: {flag.text}"
         console.print(f"[yellow]{notes[flag.code]}[/yellow] {escape(text)}")
 
 

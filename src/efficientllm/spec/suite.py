@@ -63,6 +63,14 @@ class Suite(NamedTuple):
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)
 
+    @property
+    def doubles(self) -> dict[str, str]:
+        """Cases that are an earlier one under another name, with that one's: measured once."""
+        first: dict[str, str] = {}
+        for case in self.cases:
+            first.setdefault(case.case_id, case.name)
+        return {c.name: first[c.case_id] for c in self.cases if first[c.case_id] != c.name}
+
     def only(self, patterns: str) -> Suite:
         """The cases whose names match one of some shell patterns (`train-*,one-mla`).
 
