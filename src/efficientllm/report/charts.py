@@ -240,6 +240,7 @@ def _styled(chart: Any) -> Any:
             gridOpacity=0.12,
             titlePadding=12,
             domainOpacity=0.4,
+            labelSeparation=8,
             titleFontWeight="normal",
         )
         .configure_legend(
