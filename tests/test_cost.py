@@ -139,6 +139,37 @@ def test_adapters_take_no_gradient_of_frozen_weights() -> None:
     assert cost.training_flops(shape(), (Lora(r=r),), tokens, pairs) == expected
 
 
+LATENTS = shape(latent=LATENT)
+"""q: 8 to 4 to 2 x 4; latent: 8 to 6 + 2; from 6 to 2 x (2 + 3); o: 2 x 3 to 8."""
+
+
+@pytest.mark.parametrize(
+    ("of", "weights", "adapter", "ends"),
+    [
+        (LATENTS, 8 * 4 + 4 * 8 + 8 * 8 + 6 * 10 + 6 * 8, 12 + 12 + 16 + 16 + 14, (4, 8)),
+        (
+            shape(sparse=Sparse(block=4, selected=2, window=3)),
+            4 * 8 * 8 + 8 * 6,
+            4 * 16 + 14,
+            (8, 8, 8, 6),
+        ),
+    ],
+    ids=["latents", "sparse, with gates"],
+)
+def test_what_reads_the_first_layers_input_passes_no_gradient_on(
+    of: Shape, weights: int, adapter: int, ends: tuple[int, ...]
+) -> None:
+    r, tokens, pairs = 2, 10, 15
+    adapters = L * r * (adapter + 3 * (H + FFN))
+    assert lora_parameters(of, Lora(r=r)) == adapters
+    frozen = L * (weights + FEED) + HEAD
+    attended = cost.attention_flops(of, pairs)
+    assert attended is not None
+    through = frozen + adapters - sum(H * end + r * H for end in ends)
+    expected = 2 * tokens * (frozen + adapters + through + adapters) + 3 * attended
+    assert cost.training_flops(of, (Lora(r=r),), tokens, pairs) == expected
+
+
 def test_lora_on_a_real_shape_is_about_four_n_a_token() -> None:
     llama = shape_named("Llama-3.1-8B")
     lora, full = (cost.training_flops(llama, (t,), 1, 0) for t in (Lora(r=8), Full()))

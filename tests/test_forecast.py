@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from efficientllm import forecast
 from efficientllm import record as r
 from efficientllm.cli import app
-from efficientllm.commands import _missing
+from efficientllm.commands import _announce, _missing
 from efficientllm.machine import Gpu
 from efficientllm.matching import told
 from efficientllm.pin import pin_suite
@@ -193,6 +193,13 @@ def test_a_case_under_a_second_name_is_told_and_costs_nothing(tmp_path: Path) ->
         here = staticmethod(lambda case: [])
         finished = staticmethod(lambda case, protocol: {})
 
+    console = Console(width=200, record=True, file=io.StringIO())
+    forecast.plan_command(console, suite, tmp_path / "store", CARD)
+    assert line in console.export_text().replace("\n", " ")
+    _announce(console, suite, 60.0, CARD)
+    text = console.export_text().replace("\n", " ")
+    assert line in text
+    assert " 1 cases " in text
     shelf = cast(Shelf, Empty())
     alone = suite._replace(cases=suite.cases[:1])
     assert forecast.total_seconds(suite, shelf, CARD) == forecast.total_seconds(alone, shelf, CARD)

@@ -45,6 +45,9 @@ def naps(*names: str) -> Suite:
 
 @pytest.mark.slow
 def test_each_case_is_told_when_it_starts_and_when_it_ends(store: Store) -> None:
+    left = store.work / "trial-1-1"  # by a run that was killed two days ago
+    left.mkdir(parents=True)
+    os.utime(left, (time.time() - 172_800,) * 2)
     heard: list[tuple[str, str]] = []
     events = Events(
         started=lambda planned: heard.append(("started", planned.case.name)),
@@ -54,6 +57,7 @@ def test_each_case_is_told_when_it_starts_and_when_it_ends(store: Store) -> None
     assert heard == [("started", "nap-a"), ("ok", "nap-a"), ("started", "nap-b"), ("ok", "nap-b")]
     assert [record.trial.suite for record in summary.records] == ["runner", "runner"]
     assert not summary.out_of_time
+    assert not left.exists()
     again = run_suite(naps("nap-a", "nap-b"), store, Options(), events)
     assert again.records == ()
 

@@ -153,7 +153,7 @@ class Launcher:
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
-        """A trial's folder; when the store cannot take the record, it stays for a look."""
+        """A trial's folder; where the store cannot take the record, it stays a day for a look."""
         folder = self.store.work / f"trial-{os.getpid()}-{clock.now_ns()}"
         try:
             folder.mkdir(parents=True)

@@ -80,7 +80,7 @@ class Results(NamedTuple):
         if named and not fitting:
             points = ", ".join(dict.fromkeys(row.point for row in named))
             raise SpecError(f"{key!r} has no such point; there is {points}")
-        exact = [row for row in fitting if key in (row.name, row.label)]
+        exact = [r for r in fitting if r.name == key] or [r for r in fitting if r.label == key]
         newest = _newest_of_each(exact or fitting)
         if len(newest) == 1:
             return newest[0]
@@ -118,13 +118,17 @@ def _at(row: Row, at: dict[str, int]) -> bool:
 
 
 def _newest_of_each(found: list[Row]) -> list[Row]:
-    """Of rows that differ only in software, the newest."""
+    """Of rows that differ only in software, the newest; one that failed only where none is ok."""
     newest: dict[tuple[str, str, str], Row] = {}
     for row in found:
         key = (row.record.trial.case_id, row.point, row.record.machine.name)
-        if key not in newest or row.record.started_at >= newest[key].record.started_at:
+        if key not in newest or _standing(row) >= _standing(newest[key]):
             newest[key] = row
     return list(newest.values())
+
+
+def _standing(row: Row) -> tuple[bool, str]:
+    return row.status == "ok", row.record.started_at
 
 
 def parse_at(text: str) -> dict[str, int]:

@@ -64,15 +64,15 @@ class Store:
         return self.root / "work"
 
     def clear_abandoned(self) -> None:
-        """Remove what runs that were killed have left in `work`, after a day without a word.
+        """Remove trials' folders that runs have left in `work`, after a day without a word.
 
-        One that is under way, on another host of a shared disk too, writes all the time.
+        A trial that is under way, on another host of a shared disk too, writes all the time.
         """
-        for path in (*self.work.glob("trial-*"), *self.work.glob("forkserver-*.log")):
+        for folder in self.work.glob("trial-*"):
             with suppress(OSError):
-                newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+                newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
                 if clock.wall_unix() - newest > ABANDONED_S:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    shutil.rmtree(folder)
 
     def artifact(self, case_id: str, seed: int) -> Path:
         """Where the weights that a case made from a seed are kept."""

@@ -9,7 +9,7 @@ import pytest
 from efficientllm.analysis.checks import Flag, flags
 from efficientllm.analysis.table import rows
 from efficientllm.metrics import BY_KEY, Unmeasured, View
-from efficientllm.record import Examined, Finding, Phase, Reach, Reading, Record, Window
+from efficientllm.record import Examined, Finding, Outcome, Phase, Reach, Reading, Record, Window
 from tests import samples
 from tests.samples import SECOND, START_NS
 
@@ -417,6 +417,10 @@ def test_fewer_than_twenty_tokens_a_parameter_are_named_where_a_model_begins(
     assert level(training(build=build), "UNDERTRAINED") == "", "nothing was declared"
     unseen = samples.record(of, build=build, windows=[])
     assert level(unseen, "UNDERTRAINED") == expected, "too short to have a window"
+    lost = Outcome(status="out_of_memory")
+    point = unseen.points[0].model_copy(update={"outcome": lost})
+    failed = unseen.model_copy(update={"outcome": lost, "points": (point,)})
+    assert level(failed, "UNDERTRAINED") == "", "it was not trained at all"
 
 
 def test_code_that_came_with_a_checkpoint_is_named() -> None:

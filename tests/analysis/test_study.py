@@ -172,12 +172,20 @@ def test_machines_of_two_classes_are_two_studies_that_lend_each_other_nothing() 
     assert (one.seeds, one.a, one.b) == (3, "mha", "mla")
 
 
+def _round(record: Record, n: int) -> r.Trial:
+    return record.trial.model_copy(update={"round": n, "seed": n})
+
+
 def test_of_two_rows_of_one_recipe_the_one_with_the_seeds_that_decide_stands() -> None:
     """A single seed of a newer version beside three of an older one."""
     seeds = [made.trained(name, seed) for name in ("mha", "mla") for seed in range(3)]
     newer = again([made.trained("mha", bits=1.2)])
     (study,) = studies(rows([*seeds, *newer]))
     assert [len(row.views) for row in trained(study).values()] == [3, 3]
+    more = [record.model_copy(update={"env_id": "1" * 64}) for record in seeds]
+    more += [record.model_copy(update={"trial": _round(record, 3)}) for record in more[::3]]
+    (study,) = studies([*rows(again(seeds)), *rows(more)])
+    assert {len(row.views) for row in trained(study).values()} == {3}, "four decide no more"
 
 
 SMOKE = {"protocol": {"profile": "smoke", "trials": 3}}

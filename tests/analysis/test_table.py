@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from efficientllm import record as r
+from efficientllm.analysis.compare import barred
 from efficientllm.analysis.precision import precise
 from efficientllm.analysis.stats import over_documents
 from efficientllm.analysis.table import Row, cells_of, rows
@@ -87,6 +88,21 @@ def test_a_failure_that_came_later_stands_beside_what_went_well_before() -> None
     assert [row.status for row in rows([trial(0), failed])] == ["ok", "crash"]
     mended = trial(0, env_id="newer", started_at="2031-01-01T00:00:00+00:00")
     assert [row.status for row in rows([trial(0), failed, mended])] == ["ok", "ok"]
+
+
+def test_a_run_that_was_stopped_later_is_no_failure() -> None:
+    later = {"env_id": "new", "started_at": "2030-01-01T00:00:00+00:00"}
+    stopped = trial(0, outcome=r.Outcome(status="interrupted", reason="stopped by SIGINT"), **later)
+    assert only([trial(0), stopped]).status == "ok"
+    assert only([stopped]).status == "interrupted"
+
+
+def test_a_row_with_one_smoke_trial_is_not_ranked() -> None:
+    glance = trial(0, protocol={"profile": "smoke"})
+    mixed = only([glance, trial(1), trial(2)])
+    assert mixed.record.protocol["profile"] == "standard"
+    assert not mixed.ranked
+    assert barred(only([trial(i) for i in range(3)]), mixed).endswith("which is never ranked")
 
 
 def test_a_shorter_protocol_replaces_nothing_that_a_longer_one_measured() -> None:

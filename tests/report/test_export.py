@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from efficientllm.metrics import METRICS
 from efficientllm.record import Examined, Finding, Outcome
 from efficientllm.report.charts import latency_energy
 from efficientllm.report.export import export, flat, public_record
+from efficientllm.report.html import page
 from efficientllm.report.public import without_paths
-from efficientllm.results import load, read_published
+from efficientllm.results import Results, load, read_published
 from tests import samples
+from tests.report import architecture_samples as made
 from tests.report.test_html import pair
 
 
@@ -46,8 +49,8 @@ def test_csv_and_parquet_hold_every_metric_with_bounds_and_reasons(
 
 def test_what_did_not_end_well_is_told_beside_its_name_and_under_no_metric() -> None:
     lost = samples.record(outcome=Outcome(status="nan", reason="loss"), scores=None)
-    made = rows([lost, samples.record(samples.case(name="good", technique="int8"))])
-    markdown, latex = export(made, "md").decode(), export(made, "latex").decode()
+    both = rows([lost, samples.record(samples.case(name="good", technique="int8"))])
+    markdown, latex = export(both, "md").decode(), export(both, "latex").decode()
     (line,) = [x for x in markdown.splitlines() if "(nan)" in x]
     heads = next(x for x in markdown.splitlines() if x.startswith("| case"))
     assert line.count("|") == heads.count("|")
@@ -89,18 +92,36 @@ def test_an_invalid_value_is_marked_in_every_format_and_drawn_in_no_chart() -> N
     """A power that the counter contradicts: its joules stand there, and do not count."""
     readings = (samples.counter(), samples.power(700.0))
     bad = [samples.record(round_=i, readings=readings) for i in range(3)]
-    (row,) = made = rows(bad)
+    (row,) = table = rows(bad)
     assert row.cell("j_per_token").invalid
-    (plain,) = csv.DictReader(io.StringIO(export(made, "csv").decode()))
+    (plain,) = csv.DictReader(io.StringIO(export(table, "csv").decode()))
     keys = plain["invalid"].split()
     assert "j_per_token" in keys
     assert "it_tokens_per_s" not in keys
-    markdown, latex = export(made, "md").decode(), export(made, "latex").decode()
+    markdown, latex = export(table, "md").decode(), export(table, "latex").decode()
     assert markdown.count("\u2020") == 2, "the value and what the mark means"
     assert latex.count(r"$^\dagger$") == 2
     assert "\u2020" not in export(rows([samples.record()]), "md").decode()
-    assert latency_energy(made).svg == ""
+    assert latency_energy(table).svg == ""
+    assert "\u2020" not in visible(page(Results(tuple(bad)))), "the page strikes it through"
+    compiled = [w.model_copy(update={"recompiles": 1}) for w in samples.generate_windows()]
+    assert latency_energy(rows([samples.record(windows=compiled)])).svg == "", "nor its seconds"
     assert latency_energy(rows([samples.record()])).svg
+
+
+def visible(text: str) -> str:
+    """A page without what its buttons give."""
+    return re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_tables_of_differences_name_the_machine_where_there_are_several() -> None:
+    here = [made.trained(name, seed) for name in ("mha", "mla") for seed in range(3)]
+    machine = samples.MACHINE.model_copy(update={"name": "b", "device": "NVIDIA B"})
+    there = [r.model_copy(update={"machine": machine, "env_id": "0" * 64}) for r in here]
+    heads = re.findall("### Differences.*", export(rows([*here, *there]), "md").decode())
+    assert sorted(head.rpartition(", ")[2] for head in heads) == ["NVIDIA B", "NVIDIA H200"]
+    (alone,) = re.findall("### Differences.*", export(rows(here), "md").decode())
+    assert alone.endswith("attention at 30M-h16")
 
 
 def test_json_lines_load_again_as_the_same_records(table: list[Row], tmp_path: Path) -> None:

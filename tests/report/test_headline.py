@@ -10,7 +10,7 @@ from efficientllm import record as r
 from efficientllm.analysis.study import studies, trainings
 from efficientllm.analysis.table import Row, rows
 from efficientllm.report.answer import study_headline
-from efficientllm.report.headline import doubts_of, machine_line
+from efficientllm.report.headline import doubts_of, headline, machine_line
 from efficientllm.report.matrix import Matrix, matrix
 from tests import samples
 from tests.report import architecture_samples as made
@@ -136,3 +136,19 @@ def test_an_invalid_value_is_shown_without_a_ratio() -> None:
     cell = dict(shown.column(ask))["nsa"]
     assert (cell.ratio, cell.state, cell.line) == ("invalid", "undecided", None)
     assert cell.text
+
+
+def test_two_smoke_rows_have_numbers_and_no_factor() -> None:
+    smoke = {"profile": "smoke", "trials": None}
+    table = rows([samples.record(of, protocol=smoke) for of in (samples.case(), INT8)])
+    head = headline(table, "")
+    assert head.sentence == (
+        "The speed of int8 is not compared with that of bf16: generate-bf16 is a smoke run, which"
+        " is never ranked."
+    )
+    assert head.hedge == ""
+    assert {figure.change for figure in head.figures} == {""}
+    assert head.figures[0].before
+    ranked = headline(rows([samples.record(of) for of in (samples.case(), INT8)]), "")
+    assert "times as fast" in ranked.sentence
+    assert ranked.figures[0].change.startswith("x")

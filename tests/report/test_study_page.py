@@ -10,11 +10,13 @@ import pytest
 
 from efficientllm import record as r
 from efficientllm.analysis.crossover import Crossing
+from efficientllm.analysis.differences import Trainings
+from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.study import Study, studies, trainings
 from efficientllm.analysis.table import Row, rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
-from efficientllm.report import html
+from efficientllm.report import html, section
 from efficientllm.report.answer import largest, study_headline
 from efficientllm.report.cells import Cell
 from efficientllm.report.charts import PALETTE, latency_energy, memory_split
@@ -708,6 +710,60 @@ def test_quality_is_lent_by_the_machines_that_decide_it_and_they_are_named() -> 
     assert "on" not in alone.sections[-1].title.split()
 
 
+def moved(records: list[r.Record]) -> list[Row]:
+    """The same on other machines."""
+    machine = samples.MACHINE.model_copy(update={"name": "other", "device": "NVIDIA Other 80GB"})
+    return rows(x.model_copy(update={"machine": machine, "env_id": "0" * 64}) for x in records)
+
+
+def lent(*others: Row) -> Trainings:
+    main = rows(made.attention_suite(1))
+    found = studies_of(main, [*main, *others])
+    assert found is not None
+    return found.quality
+
+
+def test_what_decides_is_lent_before_what_only_might_have() -> None:
+    decided = rows(made.trained(n, i) for n in ("mha", "mla") for i in range(3))
+    scattered = {"mha": (1.4, 1.6, 1.5), "gqa": (1.5, 1.45, 1.6), "mqa": (1.6, 1.5, 1.42)}
+    undecided = moved(
+        [made.trained(n, i, bits=bits[i]) for n, bits in scattered.items() for i in range(3)]
+    )
+    assert list(lent(*decided, *undecided).rows) == ["mha", "mla"]
+    assert list(lent(*undecided).rows) == ["mha", "gqa", "mqa"]
+    once = rows(made.trained(n) for n in ("mha", "mla"))
+    assert list(lent(*once, *undecided).rows) == ["mha", "gqa", "mqa"], "they have the seeds"
+    three = moved([made.trained(n) for n in ("mha", "mla", "gqa")])
+    assert len(lent(*once, *three).rows) == 3, "of single seeds that of most variants"
+    same = moved([made.trained(n) for n in ("mha", "mla")])
+    assert lent(*same, *once).elsewhere == "", "then the machine's own"
+
+
+def test_what_lends_has_a_section_however_many_studies_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(section, "MAX_STUDIES", 2)
+    larger = [
+        made.pretrain(n, 4096, preset=p) for p in ("0.5B-h16", "1.5B-h16") for n in ("mha", "gqa")
+    ]
+    small = [made.trained(n) for n in ("mha", "gqa")]
+    main = [*rows(larger), *rows(small)]
+    found = studies_of(main, main)
+    assert found is not None
+    assert found.quality.size == "30M-h16"
+    assert len(found.sections) == 2
+    assert "30M-h16" in {s.title.partition(" at ")[2].partition(",")[0] for s in found.sections}
+
+
+def test_quality_is_lent_by_rows_that_a_page_of_many_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    main = made.attention_suite(1)
+    monkeypatch.setattr(html, "MAX_ROWS", len(rows(main)))
+    text = page(Results((*made.learning_suite(), *main)))
+    assert "-0.0040" in text.split("What is invalid")[0]
+
+
 def test_a_study_that_trained_by_two_recipes_is_lent_no_quality() -> None:
     """Its own bits per byte are other numbers than those of the published trainings."""
     computes = {"mha": "bf16", "gqa": "float32"}
@@ -725,6 +781,17 @@ def test_other_pages_stay_as_they_were() -> None:
     text = page(Results(pair()))
     assert 'class="figures"' in text
     assert "beside the baseline" not in text
+
+
+def test_the_best_rate_of_what_failed_a_check_says_so_in_the_sweeps_table() -> None:
+    table = rows(made.trained("mla", lr=lr, bits=bits) for lr, bits in ((1e-3, 1.5), (2e-3, 1.4)))
+    failed = Flag("CUSTOM_CHECK_FAILED", "warn", "all", "causality")
+    for row in table:
+        row.__dict__["flags"] = (failed, *row.flags)
+    found = studies_of([*rows(made.trained(n) for n in ("mha", "gqa")), *table], table)
+    assert found is not None
+    (swept,) = found.sections[0].sweeps
+    assert [flag.code for flag in swept.flags] == ["CUSTOM_CHECK_FAILED", "EDGE_OF_SWEEP"]
 
 
 def test_a_sweep_is_a_table_with_its_edge_flagged() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -72,8 +73,36 @@ def test_the_name_that_a_table_shows_finds_its_row_before_longer_ones() -> None:
     found = Results(tuple(samples.record(case) for case in cases))
     assert found.find("gqa").name == "generate-gqa"
     assert found.find("gqa-mine").name == "generate-gqa-mine"
+    plain = Results((samples.record(samples.case(name="gqa", technique="fp16")), *found.records))
+    assert plain.find("gqa").name == "gqa", "its whole name goes before a name without its stage"
     said = str(_refused(found, "generate"))
     assert said.endswith("; name one"), "both are at one point, which narrows nothing"
+
+
+def test_a_row_that_failed_later_takes_no_older_ones_place_under_a_name() -> None:
+    later = {"env_id": "new", "started_at": "2030-01-01T00:00:00+00:00"}
+    lost = samples.record(outcome=r.Outcome(status="crash", reason="so"), **later)
+    found = Results((samples.record(), lost))
+    assert [row.status for row in found.rows()] == ["ok", "crash"]
+    assert found.find("generate-bf16").status == "ok"
+    assert Results((lost,)).find("generate-bf16").status == "crash"
+
+
+def test_an_invalid_value_is_marked_and_the_mark_is_told() -> None:
+    readings = (samples.counter(), samples.power(700.0))
+    table = rows([samples.record(readings=readings)])
+    made, out = console()
+    print_rows(made, table)
+    assert "\u2020" in out.getvalue()
+    print_doubts(made, table)
+    assert "\u2020 invalid, and never ranked" in out.getvalue()
+    made, out = console()
+    print_record(made, table[0])
+    assert re.search(r"j_per_token +\S.*\(invalid\)", out.getvalue())
+    made, out = console()
+    print_rows(made, rows([samples.record()]))
+    print_doubts(made, rows([samples.record()]))
+    assert "\u2020" not in out.getvalue()
 
 
 def test_each_failed_check_is_told_and_other_flags_once() -> None:

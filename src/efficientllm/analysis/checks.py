@@ -162,7 +162,7 @@ def _cache_size(view: View) -> Iterator[Flag]:
 
 def _undertrained(view: View) -> Iterator[Flag]:
     """Pretraining far from compute-optimal ranks models by how fast they begin to learn."""
-    if view.stage != "pretrain":
+    if view.stage != "pretrain" or view.point.outcome.status != "ok":
         return
     tokens = BY_KEY["tokens_per_param"](view)
     if isinstance(tokens, Unmeasured):

@@ -175,8 +175,8 @@ def barred(a: Row, b: Row) -> str:
             return row.unsound
         if row.status != "ok":
             return f"{row.name} ended with {row.status}"
-        if not Protocol.model_validate(row.record.protocol).ranked:
-            return f"{row.name} is a {row.record.protocol['profile']} run, which is never ranked"
+        if row.of_smoke:
+            return f"{row.name} is a smoke run, which is never ranked"
     return ""
 
 

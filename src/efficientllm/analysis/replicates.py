@@ -59,7 +59,10 @@ def _points(record: Record) -> list[PointResult]:
 def _without_older_failures(
     grouped: dict[tuple[str, str, str], dict[int, View]],
 ) -> list[dict[int, View]]:
-    """A failed row gives way to a later ok row of the same case, machine and point."""
+    """A failed row gives way to a later ok row of the same case, machine and point.
+
+    One that was only told to stop gives way to an earlier one too.
+    """
     good: dict[tuple[str, str, str], str] = {}
     for (case_id, _, point_id), views in grouped.items():
         ended = [v.record.started_at for v in views.values() if v.point.outcome.status == "ok"]
@@ -69,12 +72,15 @@ def _without_older_failures(
         views
         for (case_id, _, point_id), views in grouped.items()
         if any(v.point.outcome.status == "ok" for v in views.values())
-        or _started(views) > good[case_id, point_id, _machine(views)]
+        or _broke(views) > good[case_id, point_id, _machine(views)]
+        or not good[case_id, point_id, _machine(views)]
     ]
 
 
-def _started(views: dict[int, View]) -> str:
-    return max(view.record.started_at for view in views.values())
+def _broke(views: dict[int, View]) -> str:
+    """When a trial last failed by itself; empty where none did."""
+    failed = (v.record for v in views.values() if v.point.outcome.status != "interrupted")
+    return max((record.started_at for record in failed), default="")
 
 
 def _machine(views: dict[int, View]) -> str:

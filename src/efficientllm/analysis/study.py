@@ -20,6 +20,7 @@ from efficientllm.analysis.stats import MIN_FOR_INTERVAL
 from efficientllm.analysis.sweep import recipe, sweeps, tuned
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import unequal_work, unlike
+from efficientllm.metrics import BY_KEY, Unmeasured
 from efficientllm.record import Machine
 from efficientllm.spec.architecture import CustomAttention, GroupedQuery, RotaryPosition
 from efficientllm.spec.canonical import Spec, canonical, digest
@@ -248,5 +249,5 @@ def _compared(places: Iterable[set[Any]]) -> list[int]:
 
 
 def _parameters(study: Study) -> float:
-    found = (row.cell("total_params").interval for row in study.rows())
-    return max((interval.value for interval in found if interval is not None), default=0.0)
+    found = (BY_KEY["total_params"](rows[0].views[0]) for rows in study.variants.values())
+    return max((value for value in found if not isinstance(value, Unmeasured)), default=0.0)

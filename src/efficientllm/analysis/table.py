@@ -19,7 +19,7 @@ from efficientllm.analysis.stats import (
     over_trials,
     within_run,
 )
-from efficientllm.metrics import BY_KEY, METRICS, Ceiling, Metric, Unmeasured, View
+from efficientllm.metrics import BY_KEY, Ceiling, Metric, Unmeasured, View
 from efficientllm.metrics.energy import MIN_SECONDS
 from efficientllm.metrics.quality import MAX_NATS
 from efficientllm.record import Record, Window
@@ -122,7 +122,13 @@ class Row:
     def ranked(self) -> bool:
         """Whether this row may be compared as a result: ok, not smoke, nothing invalid."""
         barred = any(flag.bars_ranking for flag in self.flags)
-        return self.status == "ok" and self._protocol.ranked and not barred
+        return self.status == "ok" and not self.of_smoke and not barred
+
+    @cached_property
+    def of_smoke(self) -> bool:
+        """Whether a trial of it was a glance that shows that it works, never how fast."""
+        protocols = (Protocol.model_validate(view.record.protocol) for view in self.views)
+        return not all(protocol.ranked for protocol in protocols)
 
     @cached_property
     def _protocol(self) -> Protocol:
@@ -134,12 +140,14 @@ class Row:
         return next((flag.text for flag in self.flags if flag.code in UNSOUND), "")
 
     def cell(self, key: str) -> Cell:
-        """One metric over the row's trials."""
+        """One metric over the row's trials; of rows that no table shows few are asked for."""
+        if key not in self._cells:
+            self._cells[key] = self._cell(BY_KEY[key])
         return self._cells[key]
 
     @cached_property
     def _cells(self) -> dict[str, Cell]:
-        return {metric.key: self._cell(metric) for metric in METRICS}
+        return {}
 
     def _cell(self, metric: Metric) -> Cell:
         values = [metric(view) for view in self.views]

@@ -88,10 +88,13 @@ class Column(NamedTuple):
         return self.metric.label if told else f"{self.metric.label} ({self.unit})"
 
     def text(self, row: Row) -> str:
-        """The row's value with its half-width, and a dagger where it is invalid; or a dash."""
+        """The row's value with its half-width, or a dash."""
+        return with_half_width(row.cell(self.metric.key), self.factor)
+
+    def marked(self, row: Row) -> str:
+        """The same with a dagger where it is invalid, for what can strike nothing through."""
         cell = row.cell(self.metric.key)
-        mark = DAGGER if cell.invalid and cell.interval is not None else ""
-        return with_half_width(cell, self.factor) + mark
+        return self.text(row) + (DAGGER if cell.invalid and cell.interval is not None else "")
 
 
 class Words(NamedTuple):

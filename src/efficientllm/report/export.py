@@ -192,7 +192,7 @@ def markdown(rows: list[Row]) -> str:
             name = _md_text(row.label) + (" (random weights, cost only)" if row.cost_only else "")
             if row.status != "ok":
                 name += f" ({row.status})"
-            cells = [column.text(row) if row.status == "ok" else "-" for column in columns]
+            cells = [column.marked(row) if row.status == "ok" else "-" for column in columns]
             told = [_md_text(word.of(row)) for word in words]
             lines.append(_md_row([name + marks, *told, row.point, str(len(row.views)), *cells]))
         parts.append("\n".join(lines))
@@ -278,7 +278,7 @@ def _latex_stage(stage: str, rows: list[Row]) -> str:
         marks = ",".join(str(n) for n in notes.marks(row))
         ended = "" if row.status == "ok" else f" ({row.status})"
         name = _tex(row.label + ended) + (rf"\textsuperscript{{{marks}}}" if marks else "")
-        cells = [_tex(c.text(row)) if row.status == "ok" else "--" for c in columns]
+        cells = [_tex(c.marked(row)) if row.status == "ok" else "--" for c in columns]
         told = [_tex(word.of(row)) for word in words]
         lines.append(" & ".join([name, *told, row.point, str(len(row.views)), *cells]) + r" \\")
     caption = f"{STAGE_TITLES[stage]}. {_tex(methods_sentence(rows))}"

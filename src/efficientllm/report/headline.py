@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from efficientllm.analysis.compare import Comparison, Line, Unequal, compare
+from efficientllm.analysis.compare import Comparison, Line, Unequal, barred, compare
 from efficientllm.analysis.study import size
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import training_conditions
@@ -63,13 +63,13 @@ def headline(rows: list[Row], question: str) -> Headline:
             tuple(doubts_of(rows)),
         )
     point = found.a.views[0].point
-    line = _speed(found)
+    line, why = _speed(found), barred(found.a, found.b)
     differs = "; ".join(training_conditions(found.a, found.b))
     where = f"Batch {point.batch}, context {point.context}."
     return Headline(
         question,
         _sentence(found, line),
-        f"Not decided: {line.why}." if line.verdict == "ambiguous" else "",
+        f"Not decided: {line.why}." if line.verdict == "ambiguous" and not why else "",
         " ".join(filter(None, (where, differs and f"Differs: {differs}.", machine_line(rows)))),
         tuple(_figures(found)),
         tuple(doubts_of(rows)),
@@ -149,6 +149,8 @@ def _sentence(found: Comparison, line: Line) -> str:
     verb = {"generate": "decodes", "finetune": "fine-tunes", "pretrain": "trains"}
     what = verb[found.a.case.stage]
     a, b = found.a.label, found.b.label
+    if why := barred(found.a, found.b):
+        return f"The speed of {b} is not compared with that of {a}: {why}."
     interval = f" [{line.low:.2f}, {line.high:.2f}]" if line.low and line.high else ""
     rate = f"{number(line.a)} to {number(line.b)} tokens/s"
     so_far = "So far " if line.verdict == "ambiguous" else ""
@@ -188,12 +190,13 @@ def _figures(found: Comparison) -> list[Figure]:
     a, b = found.a, found.b
     generating = a.case.stage == "generate" and a.record.machine.device_kind == "cpu"
     memory = "weights_gib" if generating else memory_key(a)
-    return [
+    figures = [
         _figure("speed", SPEED[a.case.stage], a, b),
         _figure("memory", memory, a, b),
         _figure("energy", "j_per_token", a, b),
         _quality_figure(found),
     ]
+    return [f._replace(change="") for f in figures] if barred(a, b) else figures
 
 
 def _quality_figure(found: Comparison) -> Figure:

@@ -107,7 +107,8 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     # Stable: what is left out is not what the page is about, and not the user's.
     rows.sort(key=lambda row: (id(row) in first, id(row.record) in own))
     known = rows[-MAX_ROWS:]
-    fixed, linked = _fixed_parts(results, known, main[-MAX_ROWS:], newest)
+    found = studies_of(main[-MAX_ROWS:], rows)
+    fixed, linked = _fixed_parts(results, known, main[-MAX_ROWS:], newest, found)
     by_worth = sorted(rows, key=lambda row: anchor(row) in linked)
 
     def text(shown: int, drawn: int) -> str:
@@ -145,11 +146,14 @@ def _over(text: str) -> int:
 
 
 def _fixed_parts(
-    results: Results, shown: list[Row], main: list[Row], newest: Record
+    results: Results,
+    shown: list[Row],
+    main: list[Row],
+    newest: Record,
+    found: Studies | None,
 ) -> tuple[dict[str, Any], set[str]]:
     """What does not change when rows are left out to keep the page small, and what it leads to."""
     style, script = _asset("page.css"), _asset("page.js")
-    found = studies_of(main, shown)
     linked: set[str] = set()
 
     def leading_to(row: Row) -> str:

@@ -37,7 +37,7 @@ def results_table(rows: list[Row]) -> str:
     lines = [md_row(heads), md_row(["---", *["---:"] * (len(heads) - 1)])]
     for row in good:
         name, batch = row.case.technique_label, str(row.views[0].point.batch)
-        first, *others = (c.text(row) for c in columns)
+        first, *others = (c.marked(row) for c in columns)
         lines.append(md_row([name, batch, first, _against(row, good), *others]))
     return "\n".join([*lines, "", _conditions(good), *_failed(rows)])
 

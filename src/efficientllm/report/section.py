@@ -84,7 +84,7 @@ def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
     own = {id(row) for row in main}
     others = studies(row for row in shown if id(row) not in own)
     lent = _trained(found[0], [*found, *others])
-    more = [lent] if lent is not None and all(lent is not s for s in found) else []
+    more = [lent] if lent is not None and all(lent is not s for s in found[:MAX_STUDIES]) else []
     quality = _lent(lent, found[0]) if lent is not None else Trainings("", {}, ())
     chosen = [*found[: MAX_STUDIES - len(more)], *more]
     sections = tuple(
@@ -98,17 +98,19 @@ def _trained(first: Study, others: list[Study]) -> Study | None:
     """The study whose trainings speak for the first one: itself, else one of the same part.
 
     Where it trained anything itself, nothing is lent: that would stand in the place of its own.
-    Of several the one that decides most, then that of most variants, then one of its machines.
+    Of several the one that decides most pairs, then that with the seeds to decide most, then
+    that of most variants, then one of its machines.
     """
     if trainings(first).rows:
         return first
     trained = ((s, trainings(s)) for s in others if s.axis == first.axis)
     found = [(study, own) for study, own in trained if len(own.rows) > 1]
 
-    def rank(pair: tuple[Study, Trainings]) -> tuple[int, int, bool]:
+    def rank(pair: tuple[Study, Trainings]) -> tuple[int, int, int, bool]:
         study, own = pair
+        decided = sum(x.verdict != "undecided" for x in own.differences)
         tested = sum(x.p is not None for x in own.differences)
-        return tested, len(own.rows), not _elsewhere(study, first)
+        return decided, tested, len(own.rows), not _elsewhere(study, first)
 
     return max(found, key=rank, default=(None, None))[0]
 

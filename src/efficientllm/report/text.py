@@ -81,7 +81,7 @@ def _print_stage(console: Console, stage: str, rows: list[Row], notes: dict[str,
         alone = " [dim](cost only)[/dim]" if row.cost_only and not all_cost else ""
         ended = "" if row.status == "ok" else f" [red]{row.status}[/red]"
         cells = [escape(names[index]) + alone + ended, *told, *points[index : index + 1]]
-        cells += [shown.text(row) if row.status == "ok" else "" for shown in columns]
+        cells += [shown.marked(row) if row.status == "ok" else "" for shown in columns]
         if noted:
             cells.append(" ".join(str(notes[f.code]) for f in row.flags if f.code in notes))
         table.add_row(*cells)
@@ -134,7 +134,7 @@ def print_doubts(console: Console, rows: list[Row]) -> None:
         )
     if "text" in bases:
         console.print("[yellow]![/yellow] ± of bits per byte is over the held-out text, not seeds")
-    if any(DAGGER in c.text(r) for r in rows for c in first_columns(r.case.stage, [r])):
+    if any(DAGGER in c.marked(r) for r in rows for c in first_columns(r.case.stage, [r])):
         console.print(f"[yellow]![/yellow] {DAGGER_TOLD}")
     notes, told = _numbered(rows), dict[str, tuple[Row, Flag]]()
     for each in rows:
@@ -171,7 +171,8 @@ def print_record(console: Console, row: Row) -> None:
             table.add_row(metric.key, f"[dim]null: {escape(cell.reason)}[/dim]", "", symbol)
             continue
         shown = column(metric.key, [row])
-        value = f"{shown.text(row)} {shown.unit}".strip()
+        told = " (invalid)" if cell.invalid else ""
+        value = f"{shown.text(row)} {shown.unit}".strip() + told
         table.add_row(metric.key, value, basis(cell.interval), symbol)
     console.print(table)
     for line in unit_percentiles(row):
