@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from efficientllm import clock, duration, machine
 from efficientllm.durable import replace
-from efficientllm.forecast import doubled, most_energy, total_seconds
+from efficientllm.forecast import doubled, missing, most_energy, total_seconds
 from efficientllm.matching import told
 from efficientllm.plan import Planned, Shelf
 from efficientllm.record import Record
@@ -74,9 +74,7 @@ def _announce(console: Console, suite: Suite, guess_s: float, gpu: machine.Gpu |
 
 def _missing(suite: Suite, shelf: Shelf) -> int:
     """Trials that are missing before cases are first looked at, for the progress bar."""
-    asked, cases = suite.protocol.looks()[0], {case.case_id: case for case in suite.cases}
-    done = (len(shelf.finished(case, suite.protocol)) for case in cases.values())
-    return sum(max(0, asked - n) for n in done)
+    return sum(n for _, n in missing(suite, shelf))
 
 
 def _next_step(console: Console, suite: Suite, rows: list[Any], gpu: machine.Gpu | None) -> None:

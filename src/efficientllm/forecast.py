@@ -177,13 +177,19 @@ def _seconds(case: Case, suite: Suite, shelf: Shelf, rate: float, gpu: bool) -> 
     return duration.seconds(case, shape, suite.protocol, rate, gpu=gpu)
 
 
+def missing(suite: Suite, shelf: Shelf) -> list[tuple[Case, int]]:
+    """Each case once, with how many trials it lacks before it is first looked at."""
+    trials, doubles = suite.protocol.looks()[0], suite.doubles
+    return [
+        (case, max(0, trials - len(shelf.finished(case, suite.protocol))))
+        for case in suite.cases
+        if case.name not in doubles
+    ]
+
+
 def total_seconds(suite: Suite, shelf: Shelf, gpu: machine.Gpu | None) -> float:
     """Seconds of the trials that are missing, measured earlier or guessed."""
     rate = duration.reached_flops(peak_of(gpu.product) if gpu else None)
-    trials = suite.protocol.looks()[0]
     return sum(
-        _seconds(case, suite, shelf, rate, gpu is not None)
-        * max(0, trials - len(shelf.finished(case, suite.protocol)))
-        for case in suite.cases
-        if case.name not in suite.doubles
+        n * _seconds(case, suite, shelf, rate, gpu is not None) for case, n in missing(suite, shelf)
     )

@@ -63,25 +63,27 @@ def _without_older_failures(
 
     One that was only told to stop gives way to an earlier one too.
     """
+    placed = [
+        ((case_id, point_id, next(iter(views.values())).record.machine.name), views)
+        for (case_id, _, point_id), views in grouped.items()
+    ]
     good: dict[tuple[str, str, str], str] = {}
-    for (case_id, _, point_id), views in grouped.items():
-        ended = [v.record.started_at for v in views.values() if v.point.outcome.status == "ok"]
-        place = case_id, point_id, _machine(views)
-        good[place] = max(good.get(place, ""), *ended, "")
+    for place, views in placed:
+        good[place] = max(good.get(place, ""), _went_well(views))
     return [
         views
-        for (case_id, _, point_id), views in grouped.items()
-        if any(v.point.outcome.status == "ok" for v in views.values())
-        or _broke(views) > good[case_id, point_id, _machine(views)]
-        or not good[case_id, point_id, _machine(views)]
+        for place, views in placed
+        if _went_well(views) or not good[place] or _broke(views) > good[place]
     ]
+
+
+def _went_well(views: dict[int, View]) -> str:
+    """When a trial last ended well; empty where none did."""
+    good = (v.record.started_at for v in views.values() if v.point.outcome.status == "ok")
+    return max(good, default="")
 
 
 def _broke(views: dict[int, View]) -> str:
     """When a trial last failed by itself; empty where none did."""
     failed = (v.record for v in views.values() if v.point.outcome.status != "interrupted")
     return max((record.started_at for record in failed), default="")
-
-
-def _machine(views: dict[int, View]) -> str:
-    return next(iter(views.values())).record.machine.name

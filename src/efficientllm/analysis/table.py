@@ -30,7 +30,7 @@ from efficientllm.spec.workload import Training
 
 
 class Cell(NamedTuple):
-    """One metric of one row: an interval, or the reason why there is none."""
+    """One metric of one row: an interval, which may be invalid, or why there is none."""
 
     interval: Interval | None
     reason: str = ""

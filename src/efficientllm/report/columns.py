@@ -93,8 +93,7 @@ class Column(NamedTuple):
 
     def marked(self, row: Row) -> str:
         """The same with a dagger where it is invalid, for what can strike nothing through."""
-        cell = row.cell(self.metric.key)
-        return self.text(row) + (DAGGER if cell.invalid and cell.interval is not None else "")
+        return self.text(row) + (DAGGER if row.cell(self.metric.key).invalid else "")
 
 
 class Words(NamedTuple):

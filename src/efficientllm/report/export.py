@@ -56,7 +56,7 @@ def flat(row: Row) -> dict[str, Any]:
         "env_id": record.env_id,
         "energy_scope": energy_scope(row.views[-1]),
         "flags": " ".join(flag.code for flag in row.flags),
-        "invalid": " ".join(key for key in BY_KEY if _is_invalid(row, key)),
+        "invalid": " ".join(key for key in BY_KEY if row.cell(key).invalid),
         "ranked": row.ranked,
     }
     for metric in METRICS:
@@ -68,12 +68,6 @@ def flat(row: Row) -> dict[str, Any]:
         values[f"{metric.key}_basis"] = interval.basis if interval else None
         values[f"{metric.key}_why_null"] = None if interval else cell.reason
     return values
-
-
-def _is_invalid(row: Row, key: str) -> bool:
-    """Whether a row has a value here that does not count."""
-    cell = row.cell(key)
-    return cell.invalid and cell.interval is not None
 
 
 def export(rows: list[Row], form: str, probes: Collection[Record] = ()) -> bytes:

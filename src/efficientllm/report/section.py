@@ -83,26 +83,24 @@ def studies_of(main: list[Row], shown: list[Row]) -> Studies | None:
         return None
     own = {id(row) for row in main}
     others = studies(row for row in shown if id(row) not in own)
-    lent = _trained(found[0], [*found, *others])
+    lent, quality = _trained(found[0], [*found, *others])
     more = [lent] if lent is not None and all(lent is not s for s in found[:MAX_STUDIES]) else []
-    quality = _lent(lent, found[0]) if lent is not None else Trainings("", {}, ())
     chosen = [*found[: MAX_STUDIES - len(more)], *more]
     sections = tuple(
-        _section(s, quality if s is found[0] else trainings(s), _elsewhere(s, found[0]))
-        for s in chosen
+        _section(s, quality if s is found[0] else None, _elsewhere(s, found[0])) for s in chosen
     )
     return Studies(sections, quality)
 
 
-def _trained(first: Study, others: list[Study]) -> Study | None:
-    """The study whose trainings speak for the first one: itself, else one of the same part.
+def _trained(first: Study, others: list[Study]) -> tuple[Study | None, Trainings]:
+    """The study whose trainings speak for the first one: itself, else one of the same part; these.
 
     Where it trained anything itself, nothing is lent: that would stand in the place of its own.
     Of several the one that decides most pairs, then that with the seeds to decide most, then
     that of most variants, then one of its machines.
     """
-    if trainings(first).rows:
-        return first
+    if (own := trainings(first)).rows:
+        return first, own
     trained = ((s, trainings(s)) for s in others if s.axis == first.axis)
     found = [(study, own) for study, own in trained if len(own.rows) > 1]
 
@@ -112,11 +110,10 @@ def _trained(first: Study, others: list[Study]) -> Study | None:
         tested = sum(x.p is not None for x in own.differences)
         return decided, tested, len(own.rows), not _elsewhere(study, first)
 
-    return max(found, key=rank, default=(None, None))[0]
-
-
-def _lent(study: Study, first: Study) -> Trainings:
-    return trainings(study)._replace(elsewhere=_elsewhere(study, first))
+    if not found:
+        return None, Trainings("", {}, ())
+    study, lent = max(found, key=rank)
+    return study, lent._replace(elsewhere=_elsewhere(study, first))
 
 
 def _elsewhere(study: Study, first: Study) -> str:
@@ -125,7 +122,8 @@ def _elsewhere(study: Study, first: Study) -> str:
     return "" if same else f"on {device(study.machine.device)}"
 
 
-def _section(study: Study, quality: Trainings, elsewhere: str) -> Section:
+def _section(study: Study, lent: Trainings | None, elsewhere: str) -> Section:
+    """A study's section; `lent`, if any, are the trainings that its matrix shows."""
     own = trainings(study)
     names = list(study.variants)
     cached = cache_chart(own.rows, list(own.differences), names)
@@ -135,7 +133,7 @@ def _section(study: Study, quality: Trainings, elsewhere: str) -> Section:
     return Section(
         f"{study.axis.capitalize()} at {study.size}, suite {' and '.join(suites)}"
         + (f", {elsewhere}" if elsewhere else ""),
-        matrix(study, quality),
+        matrix(study, own if lent is None else lent),
         tuple(cost_charts(study)),
         charts if own.rows else (),
         own.differences,

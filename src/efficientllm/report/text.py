@@ -14,7 +14,6 @@ from efficientllm.analysis.stats import PERCENTILE_NEEDS, percentile
 from efficientllm.analysis.table import Row
 from efficientllm.metrics.energy import energy_scope
 from efficientllm.report.columns import (
-    DAGGER,
     DAGGER_TOLD,
     PAPER,
     STAGE_TITLES,
@@ -121,20 +120,20 @@ def _names(rows: list[Row], words: Sequence[Words]) -> list[str]:
 
 def print_doubts(console: Console, rows: list[Row]) -> None:
     """What a reader must know before believing the table: the notes, each with an example."""
-    bases = {
-        cell.interval.basis
+    cells = [
+        row.cell(shown.metric.key)
         for row in rows
         if row.status == "ok"
         for shown in first_columns(row.case.stage, [row])
-        if (cell := row.cell(shown.metric.key)).interval is not None
-    }
+    ]
+    bases = {cell.interval.basis for cell in cells if cell.interval is not None}
     if "within-run" in bases:
         console.print(
             "[yellow]![/yellow] ± is within one run; protocol=standard (3 to 10 trials) decides"
         )
     if "text" in bases:
         console.print("[yellow]![/yellow] ± of bits per byte is over the held-out text, not seeds")
-    if any(DAGGER in c.marked(r) for r in rows for c in first_columns(r.case.stage, [r])):
+    if any(cell.invalid for cell in cells):
         console.print(f"[yellow]![/yellow] {DAGGER_TOLD}")
     notes, told = _numbered(rows), dict[str, tuple[Row, Flag]]()
     for each in rows:
