@@ -102,9 +102,14 @@ def decode_point(of: Case, point: Point, times: float) -> r.PointResult:
     return r.PointResult(**fields, windows=windows, holdings={"kv_cache": held}, memory=memory)
 
 
-def generate(attention: str, round_: int = 0, **changes: Any) -> r.Record:
+def generate(
+    attention: str,
+    round_: int = 0,
+    contexts: tuple[int, ...] = (4096, 16384, 65536),
+    **changes: Any,
+) -> r.Record:
     """One trial of all points of a variant."""
-    points = {"batch": [1, 32], "context": [4096, 16384, 65536]}
+    points = {"batch": [1, 32], "context": list(contexts)}
     of = samples.case(
         name=f"decode-{attention}",
         model=model(attention),

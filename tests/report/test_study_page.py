@@ -73,6 +73,17 @@ def test_decode_is_shown_at_the_longest_context_that_the_baseline_ran() -> None:
     assert cell(shown(), "longest context", "batch 32", "gqa").text == "65,536"
 
 
+def test_a_context_that_only_others_were_asked_for_is_told_and_no_limit() -> None:
+    others = made.attention_suite(1, ("mha", "mqa"))
+    short = made.in_suite(made.generate("gqa", contexts=(4096, 16384)), "attention", len(others))
+    (study,) = studies(rows([*others, short]))
+    found = matrix(study, trainings(learned()))
+    told = cell(found, "longest context", "batch 32", "gqa")
+    assert (told.text, told.ratio, told.state) == ("16,384", "longer not run", "undecided")
+    assert told.title == "65,536 tokens were not run, as they were with others"
+    assert cell(found, "longest context", "batch 32", "mqa").ratio == ""
+
+
 def test_a_ratio_is_the_paired_one_with_its_interval() -> None:
     found = cell(shown(), "decode tokens/s", "batch 32", "sliding")
     expected = made.tpot("mha", 32, 16384) / made.tpot("sliding", 32, 16384)
