@@ -180,32 +180,25 @@ def _counted(value: float) -> str:
 
 def _longest_cell(study: Study, name: str, ask: Ask) -> Cell:
     """The longest context that ran at a batch, and how the next one ended or that none was run."""
-    rows = _at_batch(study, name, ask)
+    points = {r.point for r in study.variants[name] if r.point.startswith(ask.point)}
+    rows = [row for p in points if (row := study.like_baseline(name, ask.stage, p)) is not None]
     good = max((r for r in rows if r.status == "ok"), key=context_of, default=None)
-    ended = [
-        r for r in rows if r.status != "ok" and (good is None or context_of(r) > context_of(good))
-    ]
+    ran = context_of(good) if good is not None else 0
+    ended = [r for r in rows if r.status != "ok" and context_of(r) > ran]
     first = min(ended, key=context_of, default=None)
+    text = f"{ran:,}" if ran else "none"
     if first is not None:
         ending = first.status.replace("_", " ")
         title = f"{context_of(first):,} tokens: {ending} {first.reason}".strip()
-        text = f"{context_of(good):,}" if good is not None else "none"
         return Cell(text, ending, title, "failed", first)
     if good is None:
         return Cell("\u2013", title="no such row", state="none")
-    text = f"{context_of(good):,}"
-    longest = max(context_of(r) for other in study.variants for r in _at_batch(study, other, ask))
-    if longest > context_of(good):
+    alike = (r for r in study.rows() if r.case.stage == ask.stage)
+    longest = max(context_of(r) for r in alike if r.point.startswith(ask.point))
+    if longest > ran:
         why = f"{longest:,} tokens were not run, as they were with others"
         return Cell(text, "longer not run", why, "undecided", good)
     return Cell(text, title="the longest that was asked for", row=good)
-
-
-def _at_batch(study: Study, name: str, ask: Ask) -> list[Row]:
-    """A variant's rows at every context of a batch."""
-    points = {r.point for r in study.variants[name] if r.point.startswith(ask.point)}
-    found = (study.like_baseline(name, ask.stage, point) for point in points)
-    return [row for row in found if row is not None]
 
 
 def _own(study: Study, name: str, quality: Trainings) -> list[Row]:
