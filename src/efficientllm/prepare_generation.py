@@ -37,10 +37,12 @@ def generation(assembly: Assembly, spec: Generate, point: Point, seed: int) -> G
     compiled = how != "none" and not device.is_cpu
     one = point.batch == 1 and how != "none"
     our_layers = how == "layer" and ours(build)
-    chain = compiling.chained(device.torch) if one and our_layers else {}
-    options = _one_row(assembly, our_layers, chain) if one else None
+    chain = compiling.chained(device.torch) if our_layers else {}
+    options = chain | (_one_row(assembly, our_layers) if one else {})
+    if options:
+        assembly.resolved["inductor"] = options
     if how == "layer":
-        compiling.compile_layers(decoder_layers(build.model), options=options)
+        compiling.compile_layers(decoder_layers(build.model), options=options or None)
         if isinstance(build.model, Decoder):
             compiling.compile_ends(build.model, options=chain or None)
     graph = device.graphs and spec.cuda_graph == "auto"
@@ -65,21 +67,18 @@ def generation(assembly: Assembly, spec: Generate, point: Point, seed: int) -> G
         graph=graph,
         prefill_graph=graph and small,
         compile_choice=compiled,
-        options=options,
+        options=options or None,
     )
 
 
-def _one_row(assembly: Assembly, our_layers: bool, chain: dict[str, Any]) -> dict[str, Any] | None:
-    """Make products with one row fast; Inductor's settings for what it writes, `chain` among them.
+def _one_row(assembly: Assembly, our_layers: bool) -> dict[str, Any]:
+    """Make products with one row fast; Inductor's settings for those that it writes.
 
     Products of bare parameters (a user's own) are the library's.
     """
-    build, resolved = assembly.build, assembly.resolved
+    build = assembly.build
     assert build is not None
     taken = take_vectors(build.model) if our_layers else 0
     linear = sum(isinstance(module, nn.Linear) for module in build.model.modules())
-    resolved["vector_products"] = taken
-    options = chain | (compiling.VECTOR_OPTIONS if taken < linear else {})
-    if options:
-        resolved["inductor"] = options
-    return options or None
+    assembly.resolved["vector_products"] = taken
+    return compiling.VECTOR_OPTIONS if taken < linear else {}

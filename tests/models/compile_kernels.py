@@ -62,6 +62,7 @@ def in_order(ptx: str, chained: bool, *, early: bool) -> None:
     if chained:
         assert "st.global" not in before
         assert ("ld.global" in before) == early
+        assert "cp.async" not in before
 
 
 def decode(batch: int, kv_heads: int, group: int, size: int, chunk: int) -> None:

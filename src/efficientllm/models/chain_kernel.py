@@ -5,7 +5,7 @@ and fills again: half a microsecond in which nothing is read. From Hopper on a k
 launched as soon as every program of the one before has allowed it: what it reads that nothing
 writes (weights) is then on its way before that one has ended. On an H200 a step of the 8B shape
 takes 4.22 instead of 4.42 ms if Inductor's kernels do this too, and nothing less if ours do it
-alone.
+alone. Steps of 32 sequences gain 0.5 to 0.9 %: a library's products stand between our kernels.
 
 Two rules keep the numbers right, for any mixture with kernels that know nothing of this:
 

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from efficientllm.models.attend_cached import PROGRAMS, chunk_of, empty_parts, rows_of
+from efficientllm.models.chain_kernel import follow, links
 from efficientllm.models.merge_kernel import merge
 from efficientllm.models.sparse_rows import MEANS
 from efficientllm.models.sparse_rows_kernel import ranked
@@ -60,6 +61,7 @@ def attend_sparse(
         kv_heads=kv_heads,
         block=block,
         size=size,
+        **links(),
     )
     chunk = chunk_of(pairs, blocks)
     compressed = -(-blocks // chunk)
@@ -78,6 +80,7 @@ def attend_sparse(
         block=block,
         size=size,
         num_warps=warps(rows_of(group), size),
+        **links(),
     )
     ends = (compressed, compressed + split.chosen, found[0].shape[2])
     return merge(*found, gates, ends, q.dtype)
@@ -117,6 +120,7 @@ def _chosen(
         means=MEANS,
         blocks=blocks,
         size=size,
+        **links(),
     )
     return chosen
 
@@ -137,8 +141,10 @@ def _keep(
     kv_heads: tl.constexpr,
     block: tl.constexpr,
     size: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """The key (or the value) of one (sequence, head): written down, and its block's mean."""
+    follow(chained)
     which = tl.program_id(0).to(tl.int64)
     sequence, head, column = which // kv_heads, which % kv_heads, tl.arange(0, size)
     if tl.program_id(1) == 0:
@@ -180,8 +186,10 @@ def _choose(
     means: tl.constexpr,
     blocks: tl.constexpr,
     size: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """Blocks of one (sequence, key/value head) in the order of `chosen_blocks`."""
+    follow(chained)
     which = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, rows)
     real = row < group
@@ -238,8 +246,10 @@ def _tiles(
     tiles: tl.constexpr,
     block: tl.constexpr,
     size: tl.constexpr,
+    chained: tl.constexpr,
 ):
     """Some chosen blocks, or some of the window's, of one (sequence, key/value head)."""
+    follow(chained)
     which, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = tl.arange(0, rows)
     real = row < group

@@ -26,8 +26,10 @@ MANY_MIXED = 16_384
 """Numbers that a program mixes (rows times a value's width) from which `_tiles` spills in four
 warps on an H100."""
 
-WARPS = 8
-"""With 264 programs, within 10 % of the best of 15 settings on an H100 in 13 of 14 cases."""
+WIDE = 128
+"""Numbers of a value from which a program has eight warps, below it four. Whole decode steps on
+an H200 take 3 to 5 % less with four at a width of 64, with 32 sequences 0.5 % less at 128; else
+eight were within 10 % of the best of 15 settings in 13 of 14 cases, on an H100."""
 
 
 def attend_parts(
@@ -89,7 +91,7 @@ def fill_parts(
         main=main,
         rest=size - main,
         width=width,
-        num_warps=WARPS,
+        num_warps=8 if width >= WIDE else 4,
         num_stages=taken[1],
         **links(),
     )
