@@ -383,10 +383,10 @@ def test_transformers_own_model_gets_one_document_a_row(home: Home) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_all_that_inductor_writes_of_one_sequences_step_is_chained(
+def test_all_that_inductor_writes_of_a_step_is_chained(
     home: Home, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Layers and ends; what tunes products is for layers alone."""
+    """Layers and ends; what tunes products is for one sequence, and for layers alone."""
     told: dict[str, Any] = {}
     chain = {"triton.enable_pdl": True}
     monkeypatch.setattr(compiling, "chained", lambda _: dict(chain))
@@ -397,12 +397,23 @@ def test_all_that_inductor_writes_of_one_sequences_step_is_chained(
     workload = home.generate(points=points, compile="layer")
     assembly, task = home.assemble(model=home.backbone(), technique="bf16", workload=workload)
     work_for(assembly, assembly.case.points[0], task)
-    if batch == 1:
-        assert told == {"compile_layers": chain | compiling.VECTOR_OPTIONS, "compile_ends": chain}
-        assert assembly.resolved["inductor"] == told["compile_layers"]
-    else:
-        assert told == {"compile_layers": None, "compile_ends": None}
-        assert "inductor" not in assembly.resolved
+    layers = chain | compiling.VECTOR_OPTIONS if batch == 1 else chain
+    assert told == {"compile_layers": layers, "compile_ends": chain}
+    assert assembly.resolved["inductor"] == layers
+
+
+@pytest.mark.parametrize("generating", [True, False])
+def test_gates_join_a_product_with_biases_where_nothing_is_trained(
+    home: Home, generating: bool
+) -> None:
+    workload = home.generate() if generating else home.training("pretrain")
+    assembly, _ = home.assemble(model=home.backbone(attention="nsa", heads=8), workload=workload)
+    build = assembly.build
+    assert build is not None
+    assert assembly.resolved["fused_groups"] == 4
+    names = {name for name, _ in build.model.named_parameters()}
+    assert any(".g_proj." in name for name in names) != generating
+    assert any("qkvg_proj.bias" in name for name in names) == generating
 
 
 def test_a_probe_needs_no_model(home: Home) -> None:

@@ -71,6 +71,8 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
         case.model, rows, parent=task.parent_weights, cache=task.cache_folder
     )
     assembly.resolved["tokenizer_sha256"] = assembly.vocabulary.sha256
+    if not isinstance(case.workload, Training):
+        build.model.requires_grad_(False)  # more may be fused of what nobody trains
     _apply(build, case.technique, assembly.resolved)
     if isinstance(case.workload, Training):
         _set_up_training(assembly, case.workload)

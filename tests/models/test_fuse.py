@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from efficientllm.catalog.shape import Sparse
 from efficientllm.models.checkpoint import save_checkpoint
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
@@ -74,6 +75,47 @@ def test_a_fused_model_saves_the_same_bytes_as_an_unfused_one(tmp_path: Path) ->
     apart, fused = tiny.decoder(), tiny.decoder()
     fuse(fused)
     assert save_checkpoint(apart, tmp_path / "apart") == save_checkpoint(fused, tmp_path / "fused")
+
+
+SPARSE = {"heads": 8, "kv_heads": 1, "sparse": Sparse(block=4, selected=3, window=6)}
+
+
+def test_parts_without_biases_are_fused_with_others_where_nothing_is_trained() -> None:
+    """Gates with queries, keys and values; their biases are zeros that no file has."""
+    apart, fused, trained = (tiny.decoder(tiny.shape(**SPARSE)) for _ in range(3))
+    for gates in (layer.self_attn.g_proj for layer in apart.model.layers):
+        assert gates.bias is None
+    fused.requires_grad_(False)
+    assert fuse(fused) == fuse(trained) == 4
+    assert isinstance(fused.model.layers[0].self_attn.qkvg_proj, nn.Linear)
+    assert not hasattr(fused.model.layers[0].self_attn, "g_proj")
+    assert isinstance(trained.model.layers[0].self_attn.g_proj, nn.Linear)
+    tokens, found = tiny.tokens(2, 19), []
+    with torch.inference_mode():
+        for model in (apart, fused):
+            cache = model.new_cache(2, 64)
+            model.prefill(tokens[:, :18], cache)
+            found.append(model.decode(tokens[:, 18:], torch.tensor([18]), cache))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+    expected, kept = apart.state_dict(), fused.state_dict()
+    assert expected.keys() == kept.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    other = tiny.decoder(tiny.shape(**SPARSE), seed=2)
+    fused.load_state_dict(other.state_dict(), strict=True)
+    torch.testing.assert_close(fused(tokens).logits, other(tokens).logits, rtol=0, atol=1e-5)
+    lacking = {n: t for n, t in other.state_dict().items() if "layers.1.self_attn.k_proj" not in n}
+    with pytest.raises(RuntimeError, match=r"Missing key.*layers\.1\.self_attn\.qkvg_proj"):
+        fused.load_state_dict(lacking, strict=True)
+
+
+def test_a_part_that_would_leave_the_others_unaligned_stays_alone() -> None:
+    model = tiny.decoder(tiny.shape(**SPARSE | {"heads": 2}))  # 6 gates beside 64 rows
+    model.requires_grad_(False)
+    assert fuse(model) == 4
+    attention = model.model.layers[0].self_attn
+    assert isinstance(attention.g_proj, nn.Linear)
+    assert isinstance(attention.qkv_proj, nn.Linear)
 
 
 def test_fusing_twice_finds_nothing_left() -> None:

@@ -26,7 +26,7 @@ class KeyValue(NamedTuple):
 class Attention(nn.Module):
     """Grouped-query attention; parameter names are those of transformers' Qwen2 and Llama."""
 
-    FUSED: ClassVar = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
+    FUSED: ClassVar[dict[str, tuple[str, ...]]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
     qkv_proj: nn.Linear
     fused_sizes: tuple[int, ...]
 
@@ -83,9 +83,11 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if hasattr(self, "qkv_proj"):  # made by models/fuse.py
-            q, k, v = self.qkv_proj(x).split(self.fused_sizes, dim=-1)
-        else:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            return self._by_heads(*self.qkv_proj(x).split(self.fused_sizes, dim=-1))
+        return self._by_heads(self.q_proj(x), self.k_proj(x), self.v_proj(x))
+
+    def _by_heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Products [B, T, heads * D] as q [B, H, T, D], k and v [B, K, T, D], normed if wanted."""
         q = q.unflatten(-1, (self.heads, self.head_dim))
         k = k.unflatten(-1, (self.kv_heads, self.head_dim))
         v = v.unflatten(-1, (self.kv_heads, self.head_dim))

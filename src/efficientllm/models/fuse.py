@@ -5,6 +5,9 @@ quantization. A module says in `FUSED` what of it may be fused, under which name
 because rows of a product are independent. The state dict keeps the
 unfused names both ways, so checkpoints never know. Modules that an adapter or a
 quantizer has replaced are left alone, and the record says how many were fused.
+Where some parts have biases and others none, the others' are zeros, which nothing may train.
+A part whose rows fill no whole 16 bytes of a result stays alone: it would take the fast kernels
+of libraries, and int4, away from the others.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+ALIGNED = 8
+"""Numbers of 16 bytes in half precision."""
 
 
 def fuse(model: nn.Module) -> int:
@@ -30,34 +36,51 @@ def _fuse_group(module: nn.Module, names: tuple[str, ...], fused_name: str) -> b
     plain = {
         n: p for n, p in parts.items() if type(p) is nn.Linear and type(p.weight) is nn.Parameter
     }
-    if len(plain) != len(names) or len({p.weight.requires_grad for p in plain.values()}) != 1:
+    if len(plain) != len(names) or not _may_join(list(plain.values())):
         return False
     fused = _joined(list(plain.values()))
     for name in names:
         delattr(module, name)
     setattr(module, fused_name, fused)
     sizes = {name: linear.out_features for name, linear in plain.items()}
+    biased = {name: linear.bias is not None for name, linear in plain.items()}
     module.fused_sizes = tuple(sizes.values())  # type: ignore[assignment]
-    module.register_state_dict_post_hook(partial(_unfuse_on_save, fused_name, sizes))
-    module.register_load_state_dict_pre_hook(partial(_fuse_on_load, fused_name, sizes))
+    module.register_state_dict_post_hook(partial(_unfuse_on_save, fused_name, sizes, biased))
+    module.register_load_state_dict_pre_hook(partial(_fuse_on_load, fused_name, sizes, biased))
     return True
+
+
+def _may_join(parts: list[nn.Linear]) -> bool:
+    """Whether all or none are trained, no made-up bias is, and no product becomes slower."""
+    trained = {part.weight.requires_grad for part in parts}
+    biased = {part.bias is not None for part in parts}
+    rows = [part.out_features for part in parts]
+    spoiled = max(rows) % ALIGNED == 0 and sum(rows) % ALIGNED != 0
+    return len(trained) == 1 and not (True in trained and len(biased) > 1) and not spoiled
 
 
 def _joined(parts: list[nn.Linear]) -> nn.Linear:
     """One linear layer whose rows are those of all parts, in order."""
     first, trained = parts[0], parts[0].weight.requires_grad
     rows = sum(part.out_features for part in parts)
+    biased = any(part.bias is not None for part in parts)
     with torch.device("meta"):
-        joined = nn.Linear(first.in_features, rows, bias=first.bias is not None)
+        joined = nn.Linear(first.in_features, rows, bias=biased)
     joined.weight = nn.Parameter(torch.cat([part.weight.data for part in parts]), trained)
-    if first.bias is not None:
-        joined.bias = nn.Parameter(torch.cat([part.bias.data for part in parts]), trained)
+    if biased:
+        joined.bias = nn.Parameter(torch.cat([_bias(part) for part in parts]), trained)
     return joined
+
+
+def _bias(part: nn.Linear) -> Tensor:
+    """Zeros where a part has none."""
+    return part.weight.new_zeros(part.out_features) if part.bias is None else part.bias.data
 
 
 def _unfuse_on_save(
     name: str,
     sizes: dict[str, int],
+    biased: dict[str, bool],
     module: nn.Module,
     state: dict[str, Any],
     prefix: str,
@@ -68,13 +91,24 @@ def _unfuse_on_save(
         if whole is not None and not hasattr(whole, "__tensor_flatten__"):  # not quantized since
             del state[f"{prefix}{name}.{kind}"]
             for part, rows in zip(sizes, whole.split(tuple(sizes.values())), strict=True):
-                state[f"{prefix}{part}.{kind}"] = rows
+                if kind == "weight" or biased[part]:
+                    state[f"{prefix}{part}.{kind}"] = rows
 
 
 def _fuse_on_load(
-    name: str, sizes: dict[str, int], module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
+    name: str,
+    sizes: dict[str, int],
+    biased: dict[str, bool],
+    module: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    *_: Any,
 ) -> None:
     for kind in ("weight", "bias"):
-        keys = [f"{prefix}{part}.{kind}" for part in sizes]
-        if all(key in state for key in keys):
-            state[f"{prefix}{name}.{kind}"] = torch.cat([state.pop(key) for key in keys])
+        wanted = [part for part in sizes if kind == "weight" or biased[part]]
+        if not wanted or any(f"{prefix}{part}.{kind}" not in state for part in wanted):
+            continue  # the whole is then missing, which torch tells
+        found = {part: state.pop(f"{prefix}{part}.{kind}") for part in wanted}
+        none = found[wanted[0]].new_zeros
+        rows = [found[part] if part in found else none(n) for part, n in sizes.items()]
+        state[f"{prefix}{name}.{kind}"] = torch.cat(rows)

@@ -32,6 +32,8 @@ G = H / K, D head size, C hidden size.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +50,12 @@ from efficientllm.record import Unsupported
 
 class SparseAttention(Attention):
     """NSA on the projections of grouped-query attention, with a gate for each branch."""
+
+    FUSED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "qkvg_proj": ("q_proj", "k_proj", "v_proj", "g_proj"),
+        **Attention.FUSED,  # where biases are trained: gates have none
+    }
+    qkvg_proj: nn.Linear
 
     def __init__(
         self,
@@ -72,9 +80,8 @@ class SparseAttention(Attention):
                 "nsa has no kernel for packed documents here: train on a stream (pretrain), or"
                 " choose another attention"
             )
-        q, k, v = self._project(x)
+        (q, k, v), gates = self._project_all(x)
         q, k = rotate(q, positions), rotate(k, positions)
-        gates = self.g_proj(x)
         if cache is not None and positions.slot is not None:
             out = attend_sparse_cache(q, k, v, gates, cache, positions.slot, self.sizes)
         else:
@@ -98,6 +105,13 @@ class SparseAttention(Attention):
             for n in (slots, slots, blocks, blocks)
         ]
         return SparseCache(*made)
+
+    def _project_all(self, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """q, k and v by heads, and gates [B, T, 3 H] before their sigmoid."""
+        if hasattr(self, "qkvg_proj"):  # made by models/fuse.py
+            *qkv, gates = self.qkvg_proj(x).split(self.fused_sizes, dim=-1)
+            return self._by_heads(*qkv), gates
+        return self._project(x), self.g_proj(x)
 
     def _by_rows(self, q: Tensor) -> bool:
         """Whether whole rows go through the kernels; elsewhere every score is written out."""
