@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from efficientllm import idle, launch, processes
-from efficientllm.journal import READINGS, Journal, Task, read
+from efficientllm.journal import Journal, Task, read
 from efficientllm.launch import Interrupted, Launcher
 from efficientllm.machine import Gpu
+from efficientllm.meters import READINGS
 from efficientllm.plan import Planned
 from efficientllm.record import Outcome
 from efficientllm.spec.protocol import Protocol

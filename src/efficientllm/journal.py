@@ -21,7 +21,6 @@ from efficientllm.record import Build, CurvePoint, Outcome, Phase, PointResult, 
 
 TRIAL = "trial.json"
 JOURNAL = "journal.jsonl"
-READINGS = "readings.jsonl"
 
 
 class Task(BaseModel):

@@ -5,6 +5,9 @@ one class may be compared. The single card is kept apart as a salted hash of its
 that comparisons can pair within one card and an export can be published. NVML is asked
 here and in `meters/` only, and a device is always found by UUID: NVML's order and CUDA's
 differ as soon as somebody sets CUDA_VISIBLE_DEVICES.
+
+The sampler, which starts with every trial, imports this for NVML alone: what only `describe`
+and `software` need, they import themselves.
 """
 
 from __future__ import annotations
@@ -15,17 +18,17 @@ import platform
 import re
 import secrets
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from efficientllm.record import Machine
+
 from efficientllm import control_group
 from efficientllm.failure import DeviceError as DeviceError
 from efficientllm.provenance import own_code
-from efficientllm.record import Machine
 
 PACKAGES = ("torch", "transformers", "peft", "torchao", "triton", "liger-kernel", "safetensors")
 SMALL_PROCESS_BYTES = 2 << 30
@@ -179,6 +182,8 @@ def choose_gpu(wanted: int | None) -> Gpu | None:
 
 def describe(gpu: Gpu | None) -> Machine:
     """The machine with the device that will be measured."""
+    from efficientllm.record import Machine
+
     cpu, cores, memory = _cpu_name(), len(os.sched_getaffinity(0)), memory_bytes()
     if gpu is None:
         name = f"cpu {cpu} {cores} cores {memory / 2**30:.0f}g"
@@ -211,6 +216,8 @@ def describe(gpu: Gpu | None) -> Machine:
 
 def software(gpu: Gpu | None) -> dict[str, str]:
     """Versions that can change a number: interpreter, kernel, driver, libraries, our own code."""
+    from importlib import metadata
+
     versions = {"python": platform.python_version(), "kernel": platform.release().split("-")[0]}
     for package in PACKAGES:
         try:

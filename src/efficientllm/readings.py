@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from efficientllm.journal import READINGS
+from efficientllm.meters import READINGS
 from efficientllm.record import Reading
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+READINGS = "readings.jsonl"
+"""What the sampler writes in a trial's folder."""
+
 
 class Meter(Protocol):
     """One thing that can be read again and again."""

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from efficientllm import clock
-from efficientllm.journal import READINGS
 from efficientllm.lifeline import die_with_parent
 from efficientllm.machine import NoNvml, nvml
-from efficientllm.meters import Meter, MeterGone
+from efficientllm.meters import READINGS, Meter, MeterGone
 from efficientllm.meters.energy import EnergyCounter, InstantPower, rapl_zones
 from efficientllm.meters.host import HostLoad
 from efficientllm.meters.memory import DeviceMemory, ProcessMemory
