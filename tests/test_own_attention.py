@@ -6,17 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
+from efficientllm import examination
 from efficientllm.analysis.checks import flags
 from efficientllm.analysis.table import rows
 from efficientllm.cli import app
+from efficientllm.machine import Gpu
 from efficientllm.metrics import View
 from efficientllm.pin import pin
+from efficientllm.plan import Planned
+from efficientllm.record import Record
 from efficientllm.spec.case import Case
+from efficientllm.spec.protocol import Protocol
+from efficientllm.store import Store
 from tests import samples
 from tests.models.own_modules import LOOKS_AHEAD, RAISES, SOUND, WRONG_SHAPE, spoiled, written
 from tests.trials import story_of
@@ -27,7 +34,7 @@ SMALL = {"sequence_length": 32, "batch": 2, "precision": {"compute": "float32"},
 
 
 def called(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a folder, as a user types it there."""
+    """The command line in a folder, as a user types it there: a process, and its fork server."""
     command = [sys.executable, "-m", "efficientllm.cli", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
@@ -35,14 +42,42 @@ def called(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+class Here:
+    """In place of the launcher: the same worker in this process, which has imported already."""
+
+    def __init__(self, store: Store, gpu: Gpu | None, *, space_bytes: int) -> None:
+        self.folder = store.root
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, planned: Planned, protocol: Protocol, *, keep: bool) -> Record:
+        story = story_of(planned.case, self.folder, self.folder / "cache")
+        return samples.record(outcome=story.outcome, build=story.build)
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The same command line in this process: quick, where what a process adds is not asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(examination, "Launcher", Here)
+    return lambda *words: CliRunner().invoke(app, words)
+
+
 @pytest.mark.slow
-def test_a_researchers_module_goes_from_its_file_to_a_latex_table(tmp_path: Path) -> None:
+def test_a_researchers_module_goes_from_its_file_to_a_latex_table(
+    tmp_path: Path, inside: Callable[..., Result]
+) -> None:
     """What docs/own-attention.md says, word for word but for its smaller sizes."""
     example = ROOT / "examples" / "window_attention.py"
     (tmp_path / example.name).write_bytes(example.read_bytes())
     what = f"{example.name}:WindowAttention"
-    checked = called(tmp_path, "check", what, "--preset", "tiny", "--json")
-    assert checked.returncode == 0, checked.stderr
+    checked = inside("check", what, "--preset", "tiny", "--json")
+    assert checked.exit_code == 0, checked.stderr
     verdicts = {finding["name"]: finding["verdict"] for finding in json.loads(checked.stdout)}
     assert verdicts.pop("compile") == verdicts.pop("positions") == "told"
     assert set(verdicts.values()) == {"passed"}
@@ -53,25 +88,27 @@ def test_a_researchers_module_goes_from_its_file_to_a_latex_table(tmp_path: Path
         *("steps=6", "sequence_length=32", "batch=2", "precision.compute=float32"),
         "quality.max_bytes=2048",
     ]
-    refused = called(tmp_path, "run", "pretrain", *settings)
-    assert refused.returncode == 2
+    refused = inside("run", "pretrain", *settings)
+    assert refused.exit_code == 2
     assert "say --allow-code" in refused.stderr
     ran = called(tmp_path, "run", "pretrain", *settings, "--allow-code")
     assert ran.returncode == 0, ran.stderr
     names = ("backbone-tiny-gqa", "backbone-tiny-WindowAttention")
-    compared = called(tmp_path, "compare", *names)
+    compared = inside("compare", *names)
     assert "training tokens/s" in compared.stdout, compared.stderr
-    table = called(tmp_path, "export", "--format", "latex").stdout
+    table = inside("export", "--format", "latex").stdout
     assert r"\toprule" in table
     assert all(f"{name}\\textsuperscript" in table for name in names)
     assert "CUSTOM\\_ATTENTION: WindowAttention: an attention of somebody's own" in table
-    published = called(tmp_path, "export", "--format", "jsonl").stdout
+    published = inside("export", "--format", "jsonl").stdout
     assert str(tmp_path) not in published
     assert "class WindowAttention(nn.Module)" in published
 
 
 @pytest.mark.slow
-def test_a_check_that_fails_says_what_to_do_and_ends_with_one(tmp_path: Path) -> None:
+def test_a_check_that_fails_says_what_to_do_and_ends_with_one(
+    tmp_path: Path, inside: Callable[..., Result]
+) -> None:
     written(tmp_path, LOOKS_AHEAD)
     checked = called(tmp_path, "check", "mine.py:Mine", "--preset", "tiny")
     assert checked.returncode == 1
@@ -80,11 +117,11 @@ def test_a_check_that_fails_says_what_to_do_and_ends_with_one(tmp_path: Path) ->
     assert "Traceback" not in checked.stdout + checked.stderr
     assert checked.stdout.endswith("It runs; its rows will not be ranked.\n")
     written(tmp_path, RAISES)
-    checked = called(tmp_path, "check", "mine.py:Mine", "--preset", "tiny")
-    assert checked.returncode == 1
-    assert checked.stdout.endswith("It does not run.\n"), checked.stderr
+    raised = inside("check", "mine.py:Mine", "--preset", "tiny")
+    assert raised.exit_code == 1
+    assert raised.stdout.endswith("It does not run.\n"), raised.stderr
     words = ("check", "mha", "--preset", "tiny", "--position", "alibi")
-    assert "uses what position alibi tells it" in called(tmp_path, *words).stdout
+    assert "uses what position alibi tells it" in inside(*words).stdout
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from efficientllm.spec.case import Case
 
 
 def story_of(case: Case, folder: Path, cache: Path, product: str = "") -> Story:
-    """The journal of a smoke trial of all that a case's first point asks for, on the CPU."""
+    """The journal of a smoke trial of a case's first point, where it has any, on the CPU."""
     Task(
         case=case.model_dump(mode="json"),
         protocol={"profile": "smoke"},
         seed=0,
-        points=(0,),
+        points=tuple(range(min(1, len(case.points)))),
         product_folder=product,
         cache_folder=str(cache),
         device="cpu",
