@@ -25,7 +25,7 @@ from tests.faults.tree import alive, forks, wait_until
 pytestmark = pytest.mark.slow
 
 SMOKE = Protocol(profile="smoke")
-STEPS = 160
+STEPS = 100
 
 
 def training(**changes: Any) -> Case:
