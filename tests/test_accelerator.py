@@ -76,10 +76,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def records(world: World) -> dict[str, Record]:
-    """The quickstart with a few steps under `smoke`, and five seconds of sleep under `quick`."""
+    """The quickstart, small and under `smoke`, and five seconds of sleep under `quick`."""
     text = (resources.files("efficientllm") / "suites" / "quickstart.yaml").read_text("utf-8")
-    for key, few in (("steps", 6), ("max_bytes", 4096), ("new_tokens", 8)):
-        text = re.sub(rf"{key}: \d+", f"{key}: {few}", text)
+    few = {"steps": 6, "sequence_length": 64, "batch": 2, "max_bytes": 2048, "new_tokens": 4}
+    for key, number in few.items():
+        text = re.sub(rf"{key}: \d+", f"{key}: {number}", text)
+    text = text.replace("context: [128]", "context: [32]")
     path = world.store.root.parent / "quickstart.yaml"
     path.write_text(text)
     suite = load_suite(str(path), ("protocol=smoke",))
