@@ -77,6 +77,7 @@ def _act(behaviour: str) -> int:
             print("the last thing it said", file=sys.stderr)
             return 7
         case "serverless":
+            time.sleep(0.5)  # until the server has told whom it forked
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(600)
         case _:
