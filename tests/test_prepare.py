@@ -16,6 +16,7 @@ from efficientllm.journal import Task
 from efficientllm.matching import residual
 from efficientllm.models.checkpoint import save_checkpoint
 from efficientllm.models.decoder import Decoder
+from efficientllm.pin import pin
 from efficientllm.prepare import assemble, work_for
 from efficientllm.record import PointResult, Unsupported
 from efficientllm.scoring import evaluate
@@ -382,24 +383,25 @@ def test_transformers_own_model_gets_one_document_a_row(home: Home) -> None:
     assert found["packed documents"] > 3
 
 
-@pytest.mark.parametrize("batch", [1, 2])
 def test_all_that_inductor_writes_of_a_step_is_chained(
-    home: Home, monkeypatch: pytest.MonkeyPatch, batch: int
+    home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers and ends; what tunes products is for one sequence, and for layers alone."""
     told: dict[str, Any] = {}
     chain = {"triton.enable_pdl": True}
     monkeypatch.setattr(compiling, "chained", lambda _: dict(chain))
     for name in ("compile_layers", "compile_ends"):
-        keep = lambda *_, name=name, options=None: told.update({name: options})  # noqa: E731
+        keep = lambda *_, name=name, **options: told.update({name: options})  # noqa: E731
         monkeypatch.setattr(compiling, name, keep)
-    points = {"batch": [batch], "context": [24]}
-    workload = home.generate(points=points, compile="layer")
+    workload = home.generate(points={"batch": [1, 2], "context": [24]}, compile="layer")
     assembly, task = home.assemble(model=home.backbone(), technique="bf16", workload=workload)
-    work_for(assembly, assembly.case.points[0], task)
-    layers = chain | compiling.VECTOR_OPTIONS if batch == 1 else chain
-    assert told == {"compile_layers": layers, "compile_ends": chain}
-    assert assembly.resolved["inductor"] == layers
+    for point in assembly.case.points:
+        work_for(assembly, point, task)
+        layers = compiling.VECTOR_OPTIONS if point.batch == 1 else {}
+        layers = {"options": layers, "step": chain}
+        assert told == {"compile_layers": layers, "compile_ends": {"options": chain}}
+    assert assembly.resolved["inductor"] == chain | compiling.VECTOR_OPTIONS
+    assert assembly.resolved["inductor_many"] == chain
 
 
 @pytest.mark.parametrize("generating", [True, False])
@@ -407,13 +409,36 @@ def test_gates_join_a_product_with_biases_where_nothing_is_trained(
     home: Home, generating: bool
 ) -> None:
     workload = home.generate() if generating else home.training("pretrain")
-    assembly, _ = home.assemble(model=home.backbone(attention="nsa", heads=8), workload=workload)
+    assembly, _ = home.assemble(model=home.backbone(attention="nsa", heads=16), workload=workload)
     build = assembly.build
     assert build is not None
     assert assembly.resolved["fused_groups"] == 4
     names = {name for name, _ in build.model.named_parameters()}
     assert any(".g_proj." in name for name in names) != generating
     assert any("qkvg_proj.bias" in name for name in names) == generating
+
+
+def test_a_technique_of_ones_own_finds_weights_that_can_have_gradients(home: Home) -> None:
+    """As calibration wants them, also where nothing is trained; and what it replaced is fused."""
+    file = home.folder / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def mine(model):\n"
+        "    assert all(p.requires_grad for p in model.parameters())\n"
+        "    for layer in model.model.layers:\n"
+        "        key = layer.self_attn.k_proj\n"
+        "        key.weight = nn.Parameter(key.weight.detach() / 2)\n"
+    )
+    given = {
+        "model": home.backbone(),
+        "technique": {"kind": "custom", "file": str(file), "function": "mine"},
+        "workload": home.generate(),
+    }
+    case = pin(Case.model_validate(given), allow_code=True)
+    assembly = assemble(case, home.task(case), tiny.CPU)
+    assert assembly.build is not None
+    assert assembly.resolved["fused_groups"] == 4
+    assert not any(p.requires_grad for p in assembly.build.model.parameters())
 
 
 def test_a_probe_needs_no_model(home: Home) -> None:

@@ -71,13 +71,11 @@ def assemble(case: Case, task: Task, device: Device) -> Assembly:
         case.model, rows, parent=task.parent_weights, cache=task.cache_folder
     )
     assembly.resolved["tokenizer_sha256"] = assembly.vocabulary.sha256
-    if not isinstance(case.workload, Training):
-        build.model.requires_grad_(False)  # more may be fused of what nobody trains
-    _apply(build, case.technique, assembly.resolved)
+    trained = isinstance(case.workload, Training)
+    _apply(build, case.technique, assembly.resolved, trained=trained)
     if isinstance(case.workload, Training):
         _set_up_training(assembly, case.workload)
     else:
-        build.model.requires_grad_(False)
         build.model.eval()
     return assembly
 
@@ -114,17 +112,26 @@ def _first_dtype(case: Case) -> torch.dtype | None:
     return None
 
 
-def _apply(build: Build, techniques: Techniques, resolved: dict[str, Any]) -> None:
+def _apply(
+    build: Build, techniques: Techniques, resolved: dict[str, Any], *, trained: bool
+) -> None:
     """Apply techniques in order; fuse before quantizing, unless adapters follow."""
     adapters = any(isinstance(t, Lora) for t in techniques)
     fused = 0
     for technique in techniques:
         if isinstance(technique, Quantization) and not adapters:
-            fused += fuse(build.model)
+            fused += _fused(build.model, trained=trained)
         build.reach.append(apply(build, technique))
-    fused += fuse(build.model)
+    fused += _fused(build.model, trained=trained)
     resolved["fused_groups"] = fused
     resolved |= build.resolved
+
+
+def _fused(model: PreTrainedModel, *, trained: bool) -> int:
+    """How many groups were fused: more where nothing is trained, as nothing is from here on."""
+    if not trained:
+        model.requires_grad_(False)
+    return fuse(model)
 
 
 def _set_up_training(assembly: Assembly, spec: Training) -> None:

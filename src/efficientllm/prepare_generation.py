@@ -37,14 +37,15 @@ def generation(assembly: Assembly, spec: Generate, point: Point, seed: int) -> G
     compiled = how != "none" and not device.is_cpu
     one = point.batch == 1 and how != "none"
     our_layers = how == "layer" and ours(build)
-    chain = compiling.chained(device.torch) if our_layers else {}
-    options = chain | (_one_row(assembly, our_layers) if one else {})
-    if options:
-        assembly.resolved["inductor"] = options
+    known = our_layers and not (build.shape is not None and build.shape.custom)
+    chain = compiling.chained(device.torch) if known else {}
+    options = _one_row(assembly, our_layers) if one else {}
+    if chain | options:
+        assembly.resolved["inductor" if one else "inductor_many"] = chain | options
     if how == "layer":
-        compiling.compile_layers(decoder_layers(build.model), options=options or None)
+        compiling.compile_layers(decoder_layers(build.model), options=options, step=chain)
         if isinstance(build.model, Decoder):
-            compiling.compile_ends(build.model, options=chain or None)
+            compiling.compile_ends(build.model, options=chain)
     graph = device.graphs and spec.cuda_graph == "auto"
     small = ours(build) and point.batch * point.context <= graphs.most_tokens(build.shape)
     corpus = read_corpus(spec.data, "train")
@@ -67,7 +68,7 @@ def generation(assembly: Assembly, spec: Generate, point: Point, seed: int) -> G
         graph=graph,
         prefill_graph=graph and small,
         compile_choice=compiled,
-        options=options or None,
+        options=options,
     )
 
 

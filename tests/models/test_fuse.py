@@ -77,7 +77,7 @@ def test_a_fused_model_saves_the_same_bytes_as_an_unfused_one(tmp_path: Path) ->
     assert save_checkpoint(apart, tmp_path / "apart") == save_checkpoint(fused, tmp_path / "fused")
 
 
-SPARSE = {"heads": 8, "kv_heads": 1, "sparse": Sparse(block=4, selected=3, window=6)}
+SPARSE = {"heads": 16, "kv_heads": 1, "sparse": Sparse(block=4, selected=3, window=6)}
 
 
 def test_parts_without_biases_are_fused_with_others_where_nothing_is_trained() -> None:
@@ -110,7 +110,7 @@ def test_parts_without_biases_are_fused_with_others_where_nothing_is_trained() -
 
 
 def test_a_part_that_would_leave_the_others_unaligned_stays_alone() -> None:
-    model = tiny.decoder(tiny.shape(**SPARSE | {"heads": 2}))  # 6 gates beside 64 rows
+    model = tiny.decoder(tiny.shape(**SPARSE | {"heads": 8}))  # 24 gates beside 160 rows
     model.requires_grad_(False)
     assert fuse(model) == 4
     attention = model.model.layers[0].self_attn

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from efficientllm.device import Device
+from efficientllm.models.decoder import Decoder
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import face
 from efficientllm.spec.case import Point
@@ -62,6 +65,50 @@ def test_inductor_is_told_to_chain_kernels_where_it_would(
     monkeypatch.setattr(torch.version, "hip", hip)
     assert compiling.chained(CUDA.torch) == ({"triton.enable_pdl": True} if able else {})
     assert compiling.chained(tiny.CPU.torch) == {}
+
+
+def generated(model: Decoder) -> bytes:
+    """The tokens of one request of two prompts."""
+    spec, point = GenerateSpec(new_tokens=4), Point(2, 16)
+    options = {"compile_model": False, "graph": False}
+    work = Generate(face(model), tiny.tokens(2, 16), spec, point, tiny.CPU, **options)
+    work.unit("request")
+    return torch.cat(work._generated).numpy().tobytes()
+
+
+def test_only_decode_steps_have_the_options_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Any] = []
+
+    def compiled(layer: Callable[..., Tensor], *, options: Any, **_: Any) -> Callable[..., Tensor]:
+        def run(*given: Any) -> Tensor:
+            used.append(options)
+            return layer(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model = tiny.decoder(tiny.shape(layers=1)).eval()
+    expected = generated(model)
+    for options, step, prompts, steps in (
+        ({}, {"step": 1}, None, {"step": 1}),
+        ({"all": 2}, {"step": 1}, {"all": 2}, {"all": 2, "step": 1}),
+        ({"all": 2}, {}, {"all": 2}, {"all": 2}),
+        (None, None, None, None),
+    ):
+        used.clear()
+        compiling.compile_layers(model.model.layers, options=options, step=step)
+        assert generated(model) == expected
+        assert used == [prompts, steps, steps, steps]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("dynamo")
+def test_layers_share_one_graph_of_prompts_and_one_of_steps_with_options_of_their_own() -> None:
+    model = tiny.decoder(tiny.shape(layers=3)).eval()
+    expected = generated(model)
+    compiling.compile_layers(model.model.layers, step={"triton.enable_pdl": True})
+    assert generated(model) == expected
+    assert compiling.report() == {"graphs": 2, "graph_breaks": 0}
 
 
 @pytest.mark.slow

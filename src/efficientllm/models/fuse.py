@@ -6,8 +6,8 @@ because rows of a product are independent. The state dict keeps the
 unfused names both ways, so checkpoints never know. Modules that an adapter or a
 quantizer has replaced are left alone, and the record says how many were fused.
 Where some parts have biases and others none, the others' are zeros, which nothing may train.
-A part whose rows fill no whole 16 bytes of a result stays alone: it would take the fast kernels
-of libraries, and int4, away from the others.
+A part whose rows would leave the whole no multiple of 16 stays alone: it would take libraries'
+fast kernels, and int4, away from the others.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ALIGNED = 8
-"""Numbers of 16 bytes in half precision."""
+ALIGNED = 16
+"""What int4's kernels want rows to be a multiple of; others want less (16 bytes of a result)."""
 
 
 def fuse(model: nn.Module) -> int:
@@ -51,8 +51,8 @@ def _fuse_group(module: nn.Module, names: tuple[str, ...], fused_name: str) -> b
 
 
 def _may_join(parts: list[nn.Linear]) -> bool:
-    """Whether all or none are trained, no made-up bias is, and no product becomes slower."""
-    trained = {part.weight.requires_grad for part in parts}
+    """Whether all or none is trained, no made-up bias is, and no product becomes slower."""
+    trained = {number.requires_grad for part in parts for number in part.parameters()}
     biased = {part.bias is not None for part in parts}
     rows = [part.out_features for part in parts]
     spoiled = max(rows) % ALIGNED == 0 and sum(rows) % ALIGNED != 0

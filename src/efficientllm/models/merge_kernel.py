@@ -17,7 +17,7 @@ from torch import Tensor
 from efficientllm.models.chain_kernel import follow, links
 
 MOST_TOGETHER, MOST_NUMBERS = 128, 16_384
-"""Parts, and numbers of them, that a program reads at once where nothing is gated."""
+"""Parts, and numbers of them, that a program reads at once; where parts are gated, it reads all."""
 
 
 def merge(
@@ -27,8 +27,8 @@ def merge(
 
     Branch i is the parts from where the one before ends up to `ends[i]`; one that saw nothing
     gives zeros. `gates` [B, branches * K * G] are those before their sigmoid, branch by branch
-    and side by side; several branches have them. Branches are short: a program reads all their
-    parts at once.
+    and side by side; several branches have them. A program reads all parts of these at once, so
+    whoever makes them keeps them few (MOST_NUMBERS; from four times as many on they spill).
     """
     batch, kv_heads, parts, group, width = out.shape
     merged = torch.empty((batch, kv_heads, group, width), device=out.device, dtype=dtype)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from efficientllm.models.attend_cached import PROGRAMS, chunk_of, empty_parts, rows_of
 from efficientllm.models.chain_kernel import follow, links
-from efficientllm.models.merge_kernel import merge
+from efficientllm.models.merge_kernel import MOST_NUMBERS, merge
 from efficientllm.models.sparse_rows import MEANS
 from efficientllm.models.sparse_rows_kernel import ranked
 from efficientllm.models.split_kernel import fill_parts, load_rows, mix, warps, write_part
@@ -52,7 +52,7 @@ def attend_sparse(
     written there, at `slot` [1].
     """
     q = q.contiguous()
-    assert all(x.stride(-1) == 1 for x in (k, v, *cache)), "numbers of a head lie side by side"
+    assert all(x.stride(-1) == 1 for x in (k, v, gates, *cache)), "numbers lie side by side"
     keys, values, block_k, block_v = cache
     batch, kv_heads, group, size = q.shape
     pairs, blocks, scale = batch * kv_heads, block_k.shape[2], size**-0.5
@@ -66,7 +66,8 @@ def attend_sparse(
     chunk = chunk_of(pairs, blocks)
     compressed = -(-blocks // chunk)
     window, selected = min(window, keys.shape[2]), min(selected, blocks)
-    split = _split(pairs, selected, -(-window // block))
+    room = max(2, MOST_NUMBERS // size - compressed)
+    split = _split(pairs, selected, -(-window // block), room)
     found = empty_parts(q, compressed + split.chosen + split.window, size)
     fill_parts(found, q, block_k, block_v, slot, None, None, chunk, scale, tokens=block)
     chosen = _chosen(q, block_k, slot, found[1], chunk, block, selected, scale)
@@ -86,9 +87,13 @@ def attend_sparse(
     return merge(*found, gates, ends, q.dtype)
 
 
-def _split(pairs: int, chosen: int, near: int) -> _Parts:
-    """Tiles go one to a program until a GPU is full, then several, at most all of a branch."""
-    tiles = min(max(1, pairs * (chosen + near) // PROGRAMS), max(chosen, near))
+def _split(pairs: int, chosen: int, near: int, room: int) -> _Parts:
+    """Tiles go one to a program until a GPU is full, then several, at most all of a branch.
+
+    And so many that about `room` programs are enough: what they give is put together at once.
+    """
+    tiles = max(1, pairs * (chosen + near) // PROGRAMS, -(-(chosen + near) // room))
+    tiles = min(tiles, max(chosen, near))
     return _Parts(-(-chosen // tiles), -(-near // tiles), tiles)
 
 

@@ -23,13 +23,14 @@ from efficientllm.models.attend_cached import empty_parts, rows_of, tiles
 from efficientllm.models.chain_kernel import follow, links
 
 MANY_MIXED = 16_384
-"""Numbers that a program mixes (rows times a value's width) from which `_tiles` spills in four
-warps on an H100."""
+"""Numbers that a program mixes (rows times a value's width) from which `_tiles` and `_part` spill
+in four warps."""
 
 WIDE = 128
-"""Numbers of a value from which a program has eight warps, below it four. Whole decode steps on
-an H200 take 3 to 5 % less with four at a width of 64, with 32 sequences 0.5 % less at 128; else
-eight were within 10 % of the best of 15 settings in 13 of 14 cases, on an H100."""
+"""Numbers of a value from which a program has eight warps, below it four (eight, too, where it
+mixes many). At a width of 64 whole decode steps take 3 to 5 % less with four on an H200, NSA's
+0.1 to 0.4 %. At 128 steps of 32 sequences took 0.5 % less, one was not tried; on an H100 eight
+were within 10 % of the best of 15 settings in 13 of 14 cases."""
 
 
 def attend_parts(
@@ -91,7 +92,7 @@ def fill_parts(
         main=main,
         rest=size - main,
         width=width,
-        num_warps=8 if width >= WIDE else 4,
+        num_warps=8 if width >= WIDE or rows_of(group) * width >= MANY_MIXED else 4,
         num_stages=taken[1],
         **links(),
     )

@@ -11,13 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from efficientllm.device import Device, chains_kernels
 from efficientllm.models.decoder import Decoder
+from efficientllm.models.position import Positions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,6 +67,7 @@ Plain linear layers of our decoder have a kernel of their own (`models/vector.py
 def chained(device: torch.device) -> dict[str, Any]:
     """Let Inductor's kernels start while the one before ends (`models/chain_kernel.py`).
 
+    For decode steps of our own layers alone, in which every kernel reads what one before wrote.
     Nothing where Inductor has no such option, or would ignore it.
     """
     from torch._inductor import config
@@ -74,16 +77,37 @@ def chained(device: torch.device) -> dict[str, Any]:
 
 
 def compile_layers(
-    layers: nn.ModuleList, *, whole: bool = True, options: dict[str, Any] | None = None
+    layers: nn.ModuleList,
+    *,
+    whole: bool = True,
+    options: dict[str, Any] | None = None,
+    step: dict[str, Any] | None = None,
 ) -> None:
     """Compile every layer in place; they share code, so the first pays for all.
 
     `whole` insists on one graph a layer. Layers that adapters have replaced parts of may
-    break into several; the breaks are counted and flagged.
+    break into several; the breaks are counted and flagged. `step` are options beside
+    `options` that our own layers have in a decode step, and not for a prompt.
     """
     be_loud()
     for layer in layers:
-        layer.compile(fullgraph=whole, dynamic=False, options=options)
+        layer.compile(fullgraph=whole, dynamic=False, options=options or None)
+        if step:
+            prompt, both = layer._compiled_call_impl, (options or {}) | step
+            assert prompt is not None
+            one = torch.compile(layer._call_impl, fullgraph=whole, dynamic=False, options=both)
+            layer._compiled_call_impl = partial(_prompt_or_step, prompt, one)
+
+
+def _prompt_or_step(
+    prompt: Callable[..., Tensor],
+    step: Callable[..., Tensor],
+    x: Tensor,
+    positions: Positions,
+    cache: Any = None,
+) -> Tensor:
+    """A layer of our decoder, by whichever was compiled for what it is given."""
+    return (prompt if positions.slot is None else step)(x, positions, cache)
 
 
 def compile_ends(model: Decoder, *, options: dict[str, Any] | None = None) -> None:
@@ -108,6 +132,7 @@ def compilations() -> int:
 def compiled(step: Callable[P, R], *, options: dict[str, Any] | None = None) -> Callable[P, R]:
     """A whole step compiled as one graph."""
     be_loud()
+    options = options or None
     made: Callable[P, R] = torch.compile(step, fullgraph=True, dynamic=False, options=options)
     return made
 
