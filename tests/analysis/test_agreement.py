@@ -6,7 +6,6 @@ import itertools
 import math
 
 import pytest
-from scipy import stats
 
 from efficientllm.analysis.agreement import kendall
 
@@ -39,6 +38,8 @@ def test_with_four_variants_only_full_agreement_or_reversal_is_below_a_tenth() -
 
 
 def test_as_scipy_has_it() -> None:
+    from scipy import stats  # four seconds, which every process that collects tests would take
+
     for order in itertools.permutations(range(5)):
         expected = stats.kendalltau(range(5), order, method="exact")
         assert kendall(range(5), order) == (
