@@ -396,6 +396,7 @@ def test_all_that_inductor_writes_of_a_step_is_chained(
     workload = home.generate(points={"batch": [1, 2], "context": [24]}, compile="layer")
     assembly, task = home.assemble(model=home.backbone(), technique="bf16", workload=workload)
     for point in assembly.case.points:
+        told.clear()
         work_for(assembly, point, task)
         layers = compiling.VECTOR_OPTIONS if point.batch == 1 else {}
         layers = {"options": layers, "step": chain}
@@ -418,7 +419,9 @@ def test_gates_join_a_product_with_biases_where_nothing_is_trained(
     assert any("qkvg_proj.bias" in name for name in names) == generating
 
 
-def test_a_technique_of_ones_own_finds_weights_that_can_have_gradients(home: Home) -> None:
+def test_a_technique_of_ones_own_finds_weights_that_can_have_gradients(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As calibration wants them, also where nothing is trained; and what it replaced is fused."""
     file = home.folder / "mine.py"
     file.write_text(
@@ -432,13 +435,18 @@ def test_a_technique_of_ones_own_finds_weights_that_can_have_gradients(home: Hom
     given = {
         "model": home.backbone(),
         "technique": {"kind": "custom", "file": str(file), "function": "mine"},
-        "workload": home.generate(),
+        "workload": home.generate(compile="layer"),
     }
     case = pin(Case.model_validate(given), allow_code=True)
-    assembly = assemble(case, home.task(case), tiny.CPU)
+    task = home.task(case)
+    assembly = assemble(case, task, tiny.CPU)
     assert assembly.build is not None
     assert assembly.resolved["fused_groups"] == 4
     assert not any(p.requires_grad for p in assembly.build.model.parameters())
+    # Nor is anything that Inductor writes of its code chained.
+    monkeypatch.setattr(compiling, "chained", lambda _: {"triton.enable_pdl": True})
+    work_for(assembly, case.points[0], task)
+    assert "inductor_many" not in assembly.resolved
 
 
 def test_a_probe_needs_no_model(home: Home) -> None:

@@ -15,6 +15,7 @@ from efficientllm.models.decoder import Decoder
 from efficientllm.models.decoding import decoding_of, prefill_of
 from efficientllm.models.vector import take_vectors
 from efficientllm.spec.case import Point
+from efficientllm.spec.technique import Custom
 from efficientllm.spec.workload import Generate
 from efficientllm.techniques.build import DTYPE_NAMES
 from efficientllm.techniques.peft import decoder_layers
@@ -37,8 +38,7 @@ def generation(assembly: Assembly, spec: Generate, point: Point, seed: int) -> G
     compiled = how != "none" and not device.is_cpu
     one = point.batch == 1 and how != "none"
     our_layers = how == "layer" and ours(build)
-    known = our_layers and not (build.shape is not None and build.shape.custom)
-    chain = compiling.chained(device.torch) if known else {}
+    chain = compiling.chained(device.torch) if our_layers and _all_ours(assembly) else {}
     options = _one_row(assembly, our_layers) if one else {}
     if chain | options:
         assembly.resolved["inductor" if one else "inductor_many"] = chain | options
@@ -70,6 +70,14 @@ def generation(assembly: Assembly, spec: Generate, point: Point, seed: int) -> G
         compile_choice=compiled,
         options=options,
     )
+
+
+def _all_ours(assembly: Assembly) -> bool:
+    """Whether no code of a user's is in the layers: what its kernels read is not known."""
+    build = assembly.build
+    assert build is not None
+    own = any(isinstance(technique, Custom) for technique in assembly.case.technique)
+    return not own and not (build.shape is not None and build.shape.custom)
 
 
 def _one_row(assembly: Assembly, our_layers: bool) -> dict[str, Any]:

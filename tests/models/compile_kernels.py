@@ -143,7 +143,7 @@ LARGEST = (
     heads,
     partial(vector, 4096),
 )
-"""Every kernel, where it takes most memory: for both cards."""
+"""Every kernel, at the largest sizes that are tried: for both cards."""
 
 OTHERS = (
     *(partial(branches, 7, size) for size in (128, 64)),

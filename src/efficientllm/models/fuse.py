@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 ALIGNED = 16
-"""What int4's kernels want rows to be a multiple of; others want less (16 bytes of a result)."""
+"""What int4 asks rows here to be a multiple of (`techniques/quantize.py`); others ask for less."""
 
 
 def fuse(model: nn.Module) -> int:

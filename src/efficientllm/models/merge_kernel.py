@@ -28,7 +28,7 @@ def merge(
     Branch i is the parts from where the one before ends up to `ends[i]`; one that saw nothing
     gives zeros. `gates` [B, branches * K * G] are those before their sigmoid, branch by branch
     and side by side; several branches have them. A program reads all parts of these at once, so
-    whoever makes them keeps them few (MOST_NUMBERS; from four times as many on they spill).
+    whoever makes them keeps them few where it can (from four times MOST_NUMBERS on they spill).
     """
     batch, kv_heads, parts, group, width = out.shape
     merged = torch.empty((batch, kv_heads, group, width), device=out.device, dtype=dtype)

@@ -29,7 +29,7 @@ in four warps."""
 WIDE = 128
 """Numbers of a value from which a program has eight warps, below it four (eight, too, where it
 mixes many). At a width of 64 whole decode steps take 3 to 5 % less with four on an H200, NSA's
-0.1 to 0.4 %. At 128 steps of 32 sequences took 0.5 % less, one was not tried; on an H100 eight
+0.1 to 0.5 %. At 128 steps of 32 sequences took 0.5 % less, one was not tried; on an H100 eight
 were within 10 % of the best of 15 settings in 13 of 14 cases."""
 
 
