@@ -41,16 +41,19 @@ def test_outputs_and_gradients_are_those_of_the_separate_layers(bias: bool) -> N
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-10)
 
 
+@torch.inference_mode()
+def stepped(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of the last token, decoded after the others."""
+    cache, before = model.new_cache(len(tokens), 64), tokens.shape[1] - 1
+    model.prefill(tokens[:, :before], cache)
+    return model.decode(tokens[:, before:], torch.tensor([before]), cache)
+
+
 def test_decode_steps_of_a_fused_model_are_unchanged() -> None:
     apart, fused = tiny.decoder(), tiny.decoder()
     fuse(fused)
-    tokens, found = tiny.tokens(2, 9), []
-    with torch.inference_mode():
-        for model in (apart, fused):
-            cache = model.new_cache(2, 64)
-            model.prefill(tokens[:, :8], cache)
-            found.append(model.decode(tokens[:, 8:], torch.tensor([8]), cache))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+    tokens = tiny.tokens(2, 9)
+    torch.testing.assert_close(stepped(apart, tokens), stepped(fused, tokens), rtol=0, atol=1e-5)
 
 
 def test_the_state_dict_keeps_its_names_and_values() -> None:
@@ -90,13 +93,8 @@ def test_parts_without_biases_are_fused_with_others_where_nothing_is_trained() -
     assert isinstance(fused.model.layers[0].self_attn.qkvg_proj, nn.Linear)
     assert not hasattr(fused.model.layers[0].self_attn, "g_proj")
     assert isinstance(trained.model.layers[0].self_attn.g_proj, nn.Linear)
-    tokens, found = tiny.tokens(2, 19), []
-    with torch.inference_mode():
-        for model in (apart, fused):
-            cache = model.new_cache(2, 64)
-            model.prefill(tokens[:, :18], cache)
-            found.append(model.decode(tokens[:, 18:], torch.tensor([18]), cache))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+    tokens = tiny.tokens(2, 19)
+    torch.testing.assert_close(stepped(apart, tokens), stepped(fused, tokens), rtol=0, atol=1e-5)
 
     expected, kept = apart.state_dict(), fused.state_dict()
     assert expected.keys() == kept.keys()

@@ -12,14 +12,15 @@ fast kernels, and int4, away from the others.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 ALIGNED = 16
-"""What int4 asks rows here to be a multiple of (`techniques/quantize.py`); others ask for less."""
+"""What int4 asks rows to be a multiple of (tiles of 8 on CUDA, of 16 on a CPU); others ask less."""
 
 
 def fuse(model: nn.Module) -> int:
@@ -43,10 +44,11 @@ def _fuse_group(module: nn.Module, names: tuple[str, ...], fused_name: str) -> b
         delattr(module, name)
     setattr(module, fused_name, fused)
     sizes = {name: linear.out_features for name, linear in plain.items()}
-    biased = {name: linear.bias is not None for name, linear in plain.items()}
+    biased = tuple(name for name, linear in plain.items() if linear.bias is not None)
+    group = _Group(fused_name, sizes, biased)
     module.fused_sizes = tuple(sizes.values())  # type: ignore[assignment]
-    module.register_state_dict_post_hook(partial(_unfuse_on_save, fused_name, sizes, biased))
-    module.register_load_state_dict_pre_hook(partial(_fuse_on_load, fused_name, sizes, biased))
+    module.register_state_dict_post_hook(partial(_unfuse_on_save, group))
+    module.register_load_state_dict_pre_hook(partial(_fuse_on_load, group))
     return True
 
 
@@ -77,38 +79,39 @@ def _bias(part: nn.Linear) -> Tensor:
     return part.weight.new_zeros(part.out_features) if part.bias is None else part.bias.data
 
 
+class _Group(NamedTuple):
+    """What was fused: the whole's name, rows of each part, and which parts have biases."""
+
+    name: str
+    sizes: dict[str, int]
+    biased: tuple[str, ...]
+
+    def kinds(self, prefix: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """What a state calls the whole weight or bias, and its parts that have one."""
+        for kind, parts in (("weight", self.sizes), ("bias", self.biased)):
+            yield f"{prefix}{self.name}.{kind}", {part: f"{prefix}{part}.{kind}" for part in parts}
+
+
 def _unfuse_on_save(
-    name: str,
-    sizes: dict[str, int],
-    biased: dict[str, bool],
-    module: nn.Module,
-    state: dict[str, Any],
-    prefix: str,
-    _: Any,
+    group: _Group, _: nn.Module, state: dict[str, Any], prefix: str, *__: Any
 ) -> None:
-    for kind in ("weight", "bias"):
-        whole = state.get(f"{prefix}{name}.{kind}")
+    for name, named in group.kinds(prefix):
+        whole = state.get(name)
         if whole is not None and not hasattr(whole, "__tensor_flatten__"):  # not quantized since
-            del state[f"{prefix}{name}.{kind}"]
-            for part, rows in zip(sizes, whole.split(tuple(sizes.values())), strict=True):
-                if kind == "weight" or biased[part]:
-                    state[f"{prefix}{part}.{kind}"] = rows
+            del state[name]
+            rows = whole.split(tuple(group.sizes.values()))
+            for part, some in zip(group.sizes, rows, strict=True):
+                if part in named:
+                    state[named[part]] = some
 
 
 def _fuse_on_load(
-    name: str,
-    sizes: dict[str, int],
-    biased: dict[str, bool],
-    module: nn.Module,
-    state: dict[str, Any],
-    prefix: str,
-    *_: Any,
+    group: _Group, _: nn.Module, state: dict[str, Any], prefix: str, *__: Any
 ) -> None:
-    for kind in ("weight", "bias"):
-        wanted = [part for part in sizes if kind == "weight" or biased[part]]
-        if not wanted or any(f"{prefix}{part}.{kind}" not in state for part in wanted):
+    for name, named in group.kinds(prefix):
+        if not named or any(part not in state for part in named.values()):
             continue  # the whole is then missing, which torch tells
-        found = {part: state.pop(f"{prefix}{part}.{kind}") for part in wanted}
-        none = found[wanted[0]].new_zeros
-        rows = [found[part] if part in found else none(n) for part, n in sizes.items()]
-        state[f"{prefix}{name}.{kind}"] = torch.cat(rows)
+        found = {part: state.pop(there) for part, there in named.items()}
+        none = next(iter(found.values())).new_zeros
+        rows = [found[part] if part in found else none(n) for part, n in group.sizes.items()]
+        state[name] = torch.cat(rows)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from efficientllm.models.fuse import ALIGNED
 from efficientllm.record import Reach, Unsupported
 from efficientllm.spec.technique import (
     Int4WeightOnly,
@@ -86,8 +87,9 @@ def refuse_few_rows(techniques: Techniques, device: torch.device, batch: int) ->
 
 def _fits(linear: nn.Linear, technique: Quantization) -> bool:
     if isinstance(technique, Int4WeightOnly):
-        # tinygemm: groups divide the inputs, tiles of 8 (CUDA) or 16 (CPU) divide the outputs.
-        return linear.in_features % technique.group_size == 0 and linear.out_features % 16 == 0
+        # tinygemm: groups divide the inputs, tiles divide the outputs.
+        groups = linear.in_features % technique.group_size == 0
+        return groups and linear.out_features % ALIGNED == 0
     return True
 
 
