@@ -50,7 +50,8 @@ def test_published_records_load_and_give_rows(results: Results, rows: list[Row])
 def test_a_published_file_brings_the_ceilings_of_its_machine(rows: list[Row]) -> None:
     good = [row for row in rows if row.status == "ok"]
     shares = [row.cell("roofline_share").interval for row in good]
-    assert all(share is not None and 0.05 < share.value <= 1.0 for share in shares)
+    # A ceiling of bytes is a copy's: reading alone may pass it by a little, never by much.
+    assert all(share is not None and 0.05 < share.value <= 1.005 for share in shares)
 
 
 def test_published_records_name_no_path_host_or_serial_number(path: Path) -> None:

@@ -171,6 +171,18 @@ def test_the_study_that_was_also_decoded_stands_before_a_larger_one() -> None:
     assert [study.size for study in studies(rows([*larger, *decoded]))] == [made.MODEL, "3B-h16"]
 
 
+@pytest.mark.parametrize("profile", ["quick", "smoke"])
+def test_a_study_that_decides_stands_before_a_larger_one_with_more_points(profile: str) -> None:
+    protocol = {"profile": profile, "trials": 3}
+    names = ("mha", "gqa")
+    three = [made.pretrain(name, 4096, i, protocol=protocol) for i in range(3) for name in names]
+    larger = [
+        made.pretrain(name, context, preset="3B-h16") for name in names for context in (4096, 16384)
+    ]
+    first = made.MODEL if profile == "quick" else "3B-h16"
+    assert studies(rows([*larger, *three]))[0].size == first
+
+
 def test_smoke_rows_are_shown_and_never_decided() -> None:
     smoke = {"profile": "smoke", "trials": 3}
     names = ("mha", "sliding")

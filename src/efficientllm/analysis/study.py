@@ -118,7 +118,8 @@ def studies(rows: Iterable[Row]) -> list[Study]:
     """Every study of one machine class with at least two variants.
 
     First the one of which most variants ran, then in most stages, then with most of them
-    beside another at a point (an out of memory leaves a gap), then the largest.
+    beside another at a point by as many trials as decide, then by any (an out of memory leaves
+    a gap), then the largest.
     """
     known = list(rows)
     found = []
@@ -235,11 +236,15 @@ def _condition(case: Case, axis: Axis) -> str:
     return ", ".join([size(case), *told])
 
 
-def _order(study: Study) -> tuple[int, int, int, float]:
+def _order(study: Study) -> tuple[int, int, int, int, float]:
     ran = [[row for row in rows if row.status == "ok"] for rows in study.variants.values()]
+    decide = [[r for r in rows if r.ranked and len(r.views) >= MIN_FOR_INTERVAL] for rows in ran]
     stages = _compared({row.case.stage for row in rows} for rows in ran)
-    points = _compared({(row.case.stage, row.point) for row in rows} for rows in ran)
-    return -sum(map(bool, ran)), -len(stages), -sum(points), -_parameters(study)
+    decided, points = (
+        sum(_compared({(row.case.stage, row.point) for row in rows} for rows in kept))
+        for kept in (decide, ran)
+    )
+    return -sum(map(bool, ran)), -len(stages), -decided, -points, -_parameters(study)
 
 
 def _compared(places: Iterable[set[Any]]) -> list[int]:

@@ -198,7 +198,10 @@ def mbu(view: View) -> Value:
 
 
 def roofline_share(view: View) -> Value:
-    """FLOP/s of training, or byte/s of decode, / what `doctor` reached on this machine."""
+    """FLOP/s of training, or byte/s of decode, / what `doctor` reached on this machine.
+
+    Bytes are held against a copy, which writes too: reading alone may pass it slightly.
+    """
     if view.stage == "generate":
         counted, ceiling = decode_bytes(view), view.ceiling.bytes_per_s
     else:
