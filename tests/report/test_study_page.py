@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from efficientllm import record as r
+from efficientllm.analysis.compare import compare
 from efficientllm.analysis.crossover import Crossing
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.flag import Flag
@@ -380,7 +381,17 @@ def test_several_cards_and_versions_of_the_code_are_told() -> None:
         )
     ]
     assert "rows from 2 cards and 2 versions of the code" in page(Results(tuple(records)))
-    assert "rows from" not in page(Results(tuple(made.attention_suite())))
+    found = matrix(studies(rows(records))[0], trainings(costs()))
+    told = cell(found, "training tokens/s", "length 4,096", "gqa").title
+    assert "of another card, by another version of this tool's code than the baseline's" in told
+    assert any("another version" in x for x in compare(*rows(records)).conditions)
+
+
+def test_one_card_and_version_of_the_code_are_not_told() -> None:
+    suite = made.attention_suite()
+    assert "rows from" not in page(Results(tuple(suite)))
+    found = matrix(studies(rows(suite))[0], trainings(costs()))
+    assert "another" not in cell(found, "training tokens/s", "length 16,384", "gqa").title
 
 
 def test_downloads_hold_the_first_screens_study_before_newer_rows(

@@ -13,7 +13,7 @@ from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
-from efficientllm.analysis.work import unlike
+from efficientllm.analysis.work import other_card, other_code, unlike
 from efficientllm.report.columns import Column, column, number, small_print
 from efficientllm.report.differing import briefly, signed
 
@@ -112,12 +112,20 @@ def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
     other = "a side is never ranked: own code, or something invalid"
     why = line.why if ranked or barred(base, row) else other
     told = f"not decided: {why}" if undecided else line.word
-    title = "; ".join(filter(None, (told, bounds, cell.title)))
+    title = "; ".join(filter(None, (told, bounds, _origin(base, row), cell.title)))
     state: State = "undecided" if undecided else ""
     why = why if undecided else ""
     return cell._replace(
         ratio=text, title=title, state=state, line=line, why=why, unranked=not ranked
     )
+
+
+def _origin(base: Row, row: Row) -> str:
+    """Of what else than the baseline a row is, which may be all that makes it differ."""
+    card = "of another card" if other_card(base, row) else ""
+    code = "by another version of this tool's code" if other_code(base, row) else ""
+    told = ", ".join(filter(None, (card, code)))
+    return f"{told} than the baseline's" if told else ""
 
 
 def _shared(pairs: int, base: Row, row: Row) -> str:
