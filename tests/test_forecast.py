@@ -179,6 +179,18 @@ def test_the_command_shows_what_run_would_choose(
     assert "fits, micro_batch 2" in shown.output
 
 
+@pytest.mark.parametrize(("tokens", "said"), [(1, True), (32_768, False), (32_769, True)])
+def test_a_budget_that_whole_steps_exceed_is_told(tokens: int, said: bool) -> None:
+    suite = pin_suite(one_line_suite("pretrain", ("model=backbone-tiny", f"tokens={tokens}")))
+    trained = 32_768 if tokens <= 32_768 else 65_536
+    line = (
+        f"{tokens:,} tokens are asked for and {trained:,} are trained, in whole steps of 8 x 4,096"
+    )
+    assert [line in x for x in forecast.remarks(suite)] == [True] * said
+    few = one_line_suite("pretrain", ("model=backbone-tiny", "tokens=3276801"))  # one step of 101
+    assert forecast.rounded(pin_suite(few)) == []
+
+
 def test_a_case_under_a_second_name_is_told_and_costs_nothing(tmp_path: Path) -> None:
     """Two files of one content are one attention."""
     for name in ("one.py", "two.py"):

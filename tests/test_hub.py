@@ -190,7 +190,10 @@ def test_parquet_is_read_in_the_columns_that_hold_text(fake: FakeHub) -> None:
     parquet.write_table(table, fake.files / "data" / "a.parquet", row_group_size=10)
     hub.take(spec())
     assert texts(spec(max_bytes=160)) == set(numbered("a", 20))
-    with pytest.raises(Unsupported, match=r"data/a\.parquet: rows have score, text, url; say"):
+    with pytest.raises(
+        Unsupported,
+        match=r"data/a\.parquet: rows have score \(float\), text \(str\), url \(str\); say",
+    ):
         texts(spec(text_field="content", max_bytes=8))
 
 

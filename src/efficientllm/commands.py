@@ -11,8 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from efficientllm import clock, duration, machine
 from efficientllm.durable import replace
-from efficientllm.forecast import doubled, missing, most_energy, total_seconds
-from efficientllm.matching import told
+from efficientllm.forecast import missing, most_energy, remarks, total_seconds
 from efficientllm.plan import Planned, Shelf
 from efficientllm.record import Record
 from efficientllm.report.text import print_doubts, print_rows
@@ -61,7 +60,7 @@ def _announce(console: Console, suite: Suite, guess_s: float, gpu: machine.Gpu |
     models = [case.model for case in suite.cases if isinstance(case.model, Checkpoint)]
     for source, commit in dict.fromkeys((m.source, m.commit) for m in models if m.commit):
         console.print(f"revision {commit[:7]}  {escape(source)}")
-    for line in (*doubled(suite), *told(suite.cases)):
+    for line in remarks(suite):
         console.print(escape(line))
     bound = most_energy(guess_s, gpu)
     energy = "" if bound is None else f", at most {bound.kwh:.2g} kWh"

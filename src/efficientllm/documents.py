@@ -120,7 +120,7 @@ def _json_lines(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[dict[str
             yield row
 
 
-_PAIRS = (
+_PAIRS: tuple[tuple[str, str], ...] = (
     ("question", "answer"),
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -129,19 +129,28 @@ _PAIRS = (
 )
 
 
+_WORDS = str | None
+
+
 def _document(row: dict[str, Any], spec: Rows, name: str) -> Document | None:
-    """A row as a document; None for a row whose text is null."""
+    """A row as a document; None for a row whose text is null.
+
+    A field that is named wins over the known pairs. Numbers are an answer, but nobody's prose;
+    lists and objects are neither.
+    """
+    usual = Rows.model_fields["text_field"].default
+    pairs = _PAIRS if spec.text_field == usual else ()
     if spec.prompt_field and spec.response_field:
-        pair: tuple[str, str] | None = (spec.prompt_field, spec.response_field)
-    else:
-        pair = next((p for p in _PAIRS if p[0] in row and p[1] in row), None)
-    if pair is not None and pair[0] in row and pair[1] in row:
-        prompt, text = row[pair[0]], row[pair[1]]
-        return None if prompt is None or text is None else Document(str(text), f"{prompt}\n")
-    if spec.text_field in row:
+        pairs = ((spec.prompt_field, spec.response_field),)
+    for pair in pairs:
+        if all(field in row and isinstance(row[field], _WORDS | int | float) for field in pair):
+            prompt, text = (row[field] for field in pair)
+            return None if prompt is None or text is None else Document(str(text), f"{prompt}\n")
+    if isinstance(row.get(spec.text_field, 0), _WORDS):
         text = row[spec.text_field]
-        return None if text is None else Document(str(text))
+        return None if text is None else Document(text)
+    has = ", ".join(f"{field} ({type(row[field]).__name__})" for field in sorted(row)[:8])
     raise Unsupported(
-        f"{name}: rows have {', '.join(sorted(row)[:8])}; say which one with data.text_field,"
+        f"{name}: rows have {has}; say which one is text with data.text_field,"
         " or data.prompt_field and data.response_field"
     )

@@ -46,6 +46,27 @@ def doubled(suite: Suite) -> list[str]:
     ]
 
 
+def rounded(suite: Suite) -> list[str]:
+    """A line for each budget of tokens that whole steps exceed by more than a twentieth."""
+    found = []
+    for case in suite.cases:
+        spec = case.workload
+        if not isinstance(spec, Training) or not isinstance(spec.tokens, int):
+            continue
+        step, steps = spec.batch * spec.sequence_length, spec.budget_steps or 0
+        if steps * step > 1.05 * spec.tokens:
+            found.append(
+                f"{case.name}: {spec.tokens:,} tokens are asked for and {steps * step:,} are"
+                f" trained, in whole steps of {spec.batch} x {spec.sequence_length:,}"
+            )
+    return found
+
+
+def remarks(suite: Suite) -> list[str]:
+    """What is to be known about a suite's cases before they run, a line each."""
+    return [*doubled(suite), *rounded(suite), *told(suite.cases)]
+
+
 def plan_command(
     console: Console,
     suite: Suite,
@@ -81,7 +102,7 @@ def plan_command(
         " the predicted peak"
     )
     console.print(table)
-    for line in (*doubled(suite), *told(suite.cases)):
+    for line in remarks(suite):
         console.print(escape(line))
     for refused in store.refused.values():
         console.print(f"[yellow]![/yellow] {escape(refused)}")
@@ -135,7 +156,7 @@ def plan_on_command(
             found = [_memory(case, shape, point, *each) for each in machines]
             table.add_row(_short(case, whole), str(point), *(f"{gib:>6} {f}" for gib, f in found))
     console.print(table)
-    for line in told(suite.cases):
+    for line in remarks(suite):
         console.print(escape(line))
     console.print("Time and kWh: run plan on the machine itself.")
 
@@ -165,7 +186,7 @@ def _fits(case: Case, shape: Any, point: Point, needed: float | None, available:
     if batch is not None:
         what = "micro_batch" if isinstance(case.workload, Training) else "batch"
         return f"no; {what} {batch} does"
-    return "no; two or more do" if needed < 8 * available else "no"
+    return "no; takes several cards" if needed < 8 * available else "no"
 
 
 def _seconds(case: Case, suite: Suite, shelf: Shelf, rate: float, gpu: bool) -> float:

@@ -142,14 +142,33 @@ def test_named_fields_win_over_known_ones(tmp_path: Path) -> None:
     document = read_corpus(spec, "train").documents[0]
     assert (document.prompt, document.text) == ("h\n", "b")
     spec = Files(path=str(tmp_path / "r.jsonl"), text_field="body")
-    write_lines(tmp_path / "r.jsonl", {"body": "b", "split": "train"})
     assert texts(spec) == ["b"]
+    assert not read_corpus(spec, "train").paired
+
+
+def test_an_answer_may_be_a_number(tmp_path: Path) -> None:
+    row = {"question": "2 + 2?", "answer": 4, "split": "train"}
+    (document,) = read_corpus(write_lines(tmp_path / "r.jsonl", row), "train").documents
+    assert (document.prompt, document.text) == ("2 + 2?\n", "4")
+
+
+def test_a_pair_that_is_no_text_is_passed_over_for_what_is(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": {"aliases": ["a"]}, "text": "prose", "split": "train"}
+    assert texts(write_lines(tmp_path / "r.jsonl", row)) == ["prose"]
+
+
+@pytest.mark.parametrize("value", [12, ["a", "b"], {"role": "user"}, True])
+def test_what_is_no_text_is_never_trained_on_as_if_it_were(value: object, tmp_path: Path) -> None:
+    spec = write_lines(tmp_path / "r.jsonl", {"text": value})
+    told = rf"r\.jsonl: rows have text \({type(value).__name__}\); say which one is text"
+    with pytest.raises(Unsupported, match=told):
+        texts(spec)
 
 
 def test_rows_without_text_name_the_fields_there_are(tmp_path: Path) -> None:
     spec = write_lines(tmp_path / "rows.jsonl", {"content": "x", "id": 1})
     with pytest.raises(
-        Unsupported, match=r"rows\.jsonl: rows have content, id; .*data\.text_field"
+        Unsupported, match=r"rows\.jsonl: rows have content \(str\), id \(int\); .*data\.text_field"
     ):
         texts(spec)
 
