@@ -179,6 +179,17 @@ def test_the_command_shows_what_run_would_choose(
     assert "fits, micro_batch 2" in shown.output
 
 
+def test_variants_that_are_not_chosen_need_not_be_possible() -> None:
+    """At this size one variant's attention is more than all that its match allows."""
+    words = ["plan", "attention", "model.preset=tiny", "model.match=cache", "--only"]
+    shown = CliRunner().invoke(app, [*words, "one-gqa"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    assert "one-gqa" in shown.output
+    refused = CliRunner().invoke(app, [*words, "one-mha"], env={"COLUMNS": "200"})
+    assert refused.exit_code == 2
+    assert "leave this variant out (--only)" in refused.output
+
+
 @pytest.mark.parametrize(("tokens", "said"), [(1, True), (32_768, False), (32_769, True)])
 def test_a_budget_that_whole_steps_exceed_is_told(tokens: int, said: bool) -> None:
     suite = pin_suite(one_line_suite("pretrain", ("model=backbone-tiny", f"tokens={tokens}")))

@@ -69,7 +69,7 @@ def test_an_attention_that_is_too_large_by_itself_is_refused() -> None:
         matched(spec("mha", "cache", match_context=1 << 20, position="alibi"))
     assert str(refused.value) == (
         "model: 0.5B-h16 mha, alibi: its attention alone is more than match: cache allows at"
-        " 1048576 tokens; leave this variant out, or take another match"
+        " 1048576 tokens; leave this variant out (--only), or take another match"
     )
 
 

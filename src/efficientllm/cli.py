@@ -81,7 +81,7 @@ def run(
     with explained():
         card = choose_gpu(gpu)
         # A mistake in the suite is told before the slow imports.
-        suite = asked_suite(what, allow_code=allow_code, gpu=card is not None)
+        suite = asked_suite(what, allow_code=allow_code, gpu=card is not None, only=only)
         from efficientllm.commands import run_command
         from efficientllm.runner import Options, parse_duration, parse_shard
 
@@ -115,7 +115,8 @@ def plan(
 
     with explained():
         card = None if on else choose_gpu(gpu)
-        suite = asked_suite(what, allow_code=allow_code, gpu=bool(on) or card is not None)
+        on_gpu = bool(on) or card is not None
+        suite = asked_suite(what, allow_code=allow_code, gpu=on_gpu, only=only)
         from efficientllm.forecast import plan_command, plan_on_command
 
         chosen = suite.only(only)

@@ -58,7 +58,7 @@ def matched(spec: Backbone) -> Matched:
         where = "" if what == "params" else f" at {context} tokens"
         raise SpecError(
             f"model: {_name(spec)}: its attention alone is more than match: {what} allows{where};"
-            " leave this variant out, or take another match"
+            " leave this variant out (--only), or take another match"
         )
     resized = _with(shape, STEP * (1 + steps))
     return Matched(resized, what, (_amount(resized, what, context) - target) / target)

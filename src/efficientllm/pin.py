@@ -31,12 +31,21 @@ from efficientllm.spec.workload import Probe
 CHECKPOINT_FILES = (".safetensors", ".json", ".py", ".model", ".txt")
 
 
-def pin_suite(suite: Suite, *, allow_code: bool = False) -> Suite:
-    """Every case with its content pinned; children follow their parents' new ids."""
+def pin_suite(suite: Suite, *, allow_code: bool = False, only: str = "*") -> Suite:
+    """Every case with its content pinned; children follow their parents' new ids.
+
+    Raises SpecError where one cannot be; one that is not asked for (`Suite.only`) is left out.
+    """
     ids: dict[str, str] = {}
     cases = []
+    asked = {case.name for case in suite.only(only).cases}
     for case in suite.cases:
-        pinned = pin(with_tokens(case, suite), allow_code=allow_code)
+        try:
+            pinned = pin(with_tokens(case, suite), allow_code=allow_code)
+        except SpecError:
+            if case.name in asked:
+                raise
+            continue
         parent = getattr(pinned.model, "parent", "")
         if parent in ids:
             model = pinned.model.model_copy(update={"parent": ids[parent]})
