@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -47,13 +48,31 @@ def held_out_by_name(name: str) -> bool:
 def documents_in(path: Path, name: str, spec: Rows) -> Iterator[tuple[Document, str | None]]:
     """The documents of one file, each with the split that its row states, if it does.
 
-    Rows whose text is null are passed over. Raises Unsupported with the file's name.
+    Plain text is one document, whatever is named for rows. Rows whose text is null are passed
+    over. Raises Unsupported with the file's name.
     """
-    for row in _readable_rows(path, name, spec):
-        document = _document(row, spec, name)
+    if name.endswith((".txt", ".md")):
+        yield Document(_plain(path, name)), None
+        return
+    for number, row in enumerate(_readable_rows(path, name, spec), 1):
+        try:
+            document = _document(row, spec)
+        except _NoText as error:
+            fields = _parquet_fields(path) if name.endswith(".parquet") else error.fields
+            raise Unsupported(
+                f"{name}: row {number} has {fields or 'no fields'}; say which one is text with"
+                " data.text_field, or data.prompt_field and data.response_field"
+            ) from error
         if document is not None:
             stated = row.get("split")
             yield document, None if stated is None else str(stated)
+
+
+def _plain(path: Path, name: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (ValueError, OSError) as error:
+        raise Unsupported(f"{name}: cannot be read ({error})") from error
 
 
 def _readable_rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]]:
@@ -65,9 +84,7 @@ def _readable_rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]
 
 
 def _rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]]:
-    if name.endswith((".txt", ".md")):
-        yield {"text": path.read_text("utf-8")}
-    elif name.endswith(".parquet"):
+    if name.endswith(".parquet"):
         yield from _parquet_rows(path, spec)
     elif name.endswith(".zst"):
         yield from _zstandard_lines(path, name)
@@ -84,12 +101,18 @@ def _parquet_rows(path: Path, spec: Rows) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        pairs = {name for pair in _PAIRS for name in pair}
-        fields = {spec.text_field, spec.prompt_field, spec.response_field, *pairs, "split"}
-        columns = [name for name in file.schema_arrow.names if name in fields]
-        wanted = columns if set(columns) - {"split"} else None
+        fields = {"split", spec.text_field, *(name for pair in _pairs(spec) for name in pair)}
+        found = [name for name in file.schema_arrow.names if name in fields]
+        wanted = found if set(found) - {"split"} else None
         for batch in file.iter_batches(batch_size=1024, columns=wanted):
             yield from batch.to_pylist()
+
+
+def _parquet_fields(path: Path) -> str:
+    """Names and types of all columns, those that were not read among them."""
+    from pyarrow import parquet
+
+    return ", ".join(f"{field.name} ({field.type})" for field in parquet.read_schema(path))
 
 
 def _zstandard_lines(path: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -129,28 +152,50 @@ _PAIRS: tuple[tuple[str, str], ...] = (
 )
 
 
-_WORDS = str | None
-
-
-def _document(row: dict[str, Any], spec: Rows, name: str) -> Document | None:
-    """A row as a document; None for a row whose text is null.
-
-    A field that is named wins over the known pairs. Numbers are an answer, but nobody's prose;
-    lists and objects are neither.
-    """
-    usual = Rows.model_fields["text_field"].default
-    pairs = _PAIRS if spec.text_field == usual else ()
+def _pairs(spec: Rows) -> tuple[tuple[str, str], ...]:
+    """Fields that may hold a prompt and its response; none where other text is named."""
     if spec.prompt_field and spec.response_field:
-        pairs = ((spec.prompt_field, spec.response_field),)
-    for pair in pairs:
-        if all(field in row and isinstance(row[field], _WORDS | int | float) for field in pair):
-            prompt, text = (row[field] for field in pair)
-            return None if prompt is None or text is None else Document(str(text), f"{prompt}\n")
-    if isinstance(row.get(spec.text_field, 0), _WORDS):
-        text = row[spec.text_field]
-        return None if text is None else Document(text)
-    has = ", ".join(f"{field} ({type(row[field]).__name__})" for field in sorted(row)[:8])
-    raise Unsupported(
-        f"{name}: rows have {has}; say which one is text with data.text_field,"
-        " or data.prompt_field and data.response_field"
-    )
+        return ((spec.prompt_field, spec.response_field),)
+    return _PAIRS if spec.text_field == Rows.model_fields["text_field"].default else ()
+
+
+class _NoText(ValueError):
+    """A row in which nothing is text; `fields` are what it has, with their types."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        super().__init__()
+        self.fields = ", ".join(f"{key} ({type(row[key]).__name__})" for key in sorted(row)[:8])
+
+
+def _document(row: dict[str, Any], spec: Rows) -> Document | None:
+    """A row as a document: a pair, else running text; None where what there is is null.
+
+    A pair that is named is all that counts. Numbers are an answer, but nobody's prose; truth
+    values, lists and objects are neither. Raises _NoText where nothing is text.
+    """
+    for prompt, response in _pairs(spec):
+        said = _said(row.get(prompt)), _said(row.get(response))
+        if said[0] is not None and said[1] is not None:
+            return Document(said[1], f"{said[0]}\n")
+    text = None if spec.prompt_field else row.get(spec.text_field)
+    if isinstance(text, str):
+        return Document(text)
+    if any(_null(row, fields) for fields in (*_pairs(spec), (spec.text_field,))):
+        return None
+    raise _NoText(row)
+
+
+def _said(value: Any) -> str | None:
+    """A prompt or a response in words; None where it is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if (number and not _absent(value)) or isinstance(value, str) else None
+
+
+def _null(row: dict[str, Any], fields: tuple[str, ...]) -> bool:
+    """Whether a row has these fields and nothing in one of them."""
+    return all(f in row for f in fields) and any(_absent(row[f]) for f in fields)
+
+
+def _absent(value: Any) -> bool:
+    """Null, or how tables say it: not a number."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

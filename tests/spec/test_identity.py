@@ -88,6 +88,10 @@ PRETRAIN: dict[str, Any] = {
     },
 }
 STEPS = PRETRAIN | {"workload": {"kind": "pretrain", "steps": 10}, "quality": {}}
+PAIR = {"prompt_field": "p", "response_field": "r"}
+PAIRED = FINETUNE | {
+    "workload": {"kind": "finetune", "data": {"kind": "files", "path": "a"} | PAIR}
+}
 FINETUNE_STEPS = FINETUNE | {"workload": {"kind": "finetune", "steps": 10}}
 WSD = PRETRAIN | {"workload": {"kind": "pretrain", "optimizer": {"schedule": "wsd"}}}
 CHECKPOINT = GENERATE | {"model": {"kind": "checkpoint", "source": "a/b", "commit": COMMIT}}
@@ -110,6 +114,9 @@ LEARNED = PRETRAIN | {"model": {"kind": "backbone", "position": {"kind": "learne
 RELATIVE = PRETRAIN | {"model": {"kind": "backbone", "position": {"kind": "t5"}}}
 MATCHED = PRETRAIN | {"model": {"kind": "backbone", "attention": "mqa", "match": "flops"}}
 HUB = PRETRAIN | {"workload": {"kind": "pretrain", "data": {"kind": "hub", "source": "a/b"}}}
+HUB_PAIRED = PRETRAIN | {
+    "workload": {"kind": "pretrain", "data": {"kind": "hub", "source": "a/b"} | PAIR}
+}
 PROBE = {"model": "none", "workload": {"kind": "probe"}}
 
 CHANGES: list[tuple[dict[str, Any], str, Any]] = [
@@ -162,8 +169,8 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (FINETUNE, "workload.data", "stdlib"),
     (FINETUNE, "workload.data.sha256", SHA),
     (FINETUNE, "workload.data.text_field", "body"),
-    (FINETUNE, "workload.data.prompt_field", "q"),
-    (FINETUNE, "workload.data.response_field", "a"),
+    (PAIRED, "workload.data.prompt_field", "q"),
+    (PAIRED, "workload.data.response_field", "a"),
     (FREEZE, "technique.0.last_layers", 3),
     (PRETRAIN, "model.attention.kv_heads", 2),
     (PRETRAIN, "model.attention", "mha"),
@@ -208,8 +215,8 @@ CHANGES: list[tuple[dict[str, Any], str, Any]] = [
     (HUB, "workload.data.files", "train/*.parquet"),
     (HUB, "workload.data.max_bytes", 1000),
     (HUB, "workload.data.text_field", "body"),
-    (HUB, "workload.data.prompt_field", "q"),
-    (HUB, "workload.data.response_field", "a"),
+    (HUB_PAIRED, "workload.data.prompt_field", "q"),
+    (HUB_PAIRED, "workload.data.response_field", "a"),
     (HUB, "workload.data.filter", {"min_chars": 10}),
     (HUB, "workload.data.dedup", "near"),
     (HUB, "workload.data.order", "as_read"),

@@ -152,23 +152,64 @@ def test_an_answer_may_be_a_number(tmp_path: Path) -> None:
     assert (document.prompt, document.text) == ("2 + 2?\n", "4")
 
 
-def test_a_pair_that_is_no_text_is_passed_over_for_what_is(tmp_path: Path) -> None:
-    row = {"question": "q", "answer": {"aliases": ["a"]}, "text": "prose", "split": "train"}
-    assert texts(write_lines(tmp_path / "r.jsonl", row)) == ["prose"]
+@pytest.mark.parametrize(
+    ("row", "prompt", "text"),
+    [
+        ({"question": "q", "answer": {"aliases": ["a"]}, "text": "prose"}, "", "prose"),
+        ({"question": None, "answer": None, "text": "prose"}, "", "prose"),
+        ({"question": "q", "answer": float("nan"), "text": "prose"}, "", "prose"),
+        ({"question": "q", "answer": True, "text": "prose"}, "", "prose"),
+        ({"prompt": "p", "response": None, "completion": "c"}, "p\n", "c"),
+    ],
+    ids=["object", "null", "not a number", "truth value", "another pair"],
+)
+def test_a_pair_that_holds_no_words_is_passed_over_for_what_does(
+    row: dict[str, object], prompt: str, text: str, tmp_path: Path
+) -> None:
+    spec = write_lines(tmp_path / "r.jsonl", row | {"split": "train"})
+    (document,) = read_corpus(spec, "train").documents
+    assert (document.prompt, document.text) == (prompt, text)
+
+
+@pytest.mark.parametrize("row", [{"question": "q", "answer": None}, {"text": None}])
+def test_a_row_whose_text_is_null_is_passed_over(row: dict[str, object], tmp_path: Path) -> None:
+    lines = (row | {"split": "train"}, {"text": "prose", "split": "train"})
+    assert texts(write_lines(tmp_path / "r.jsonl", *lines)) == ["prose"]
 
 
 @pytest.mark.parametrize("value", [12, ["a", "b"], {"role": "user"}, True])
 def test_what_is_no_text_is_never_trained_on_as_if_it_were(value: object, tmp_path: Path) -> None:
-    spec = write_lines(tmp_path / "r.jsonl", {"text": value})
-    told = rf"r\.jsonl: rows have text \({type(value).__name__}\); say which one is text"
+    spec = write_lines(tmp_path / "r.jsonl", {"text": "prose"}, {"text": value})
+    told = rf"r\.jsonl: row 2 has text \({type(value).__name__}\); say which one is text"
     with pytest.raises(Unsupported, match=told):
         texts(spec)
+
+
+@pytest.mark.parametrize("response", [["a"], True, ...])
+def test_a_pair_that_is_named_is_never_replaced(response: object, tmp_path: Path) -> None:
+    row = {"context": "c", "text": "prose"} | ({"gold": response} if response is not ... else {})
+    write_lines(tmp_path / "r.jsonl", row)
+    spec = Files(path=str(tmp_path), prompt_field="context", response_field="gold")
+    with pytest.raises(Unsupported, match=r"r\.jsonl: row 1 has context \(str\)"):
+        texts(spec)
+
+
+def test_half_a_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match="name both, or neither"):
+        Files(path="x", prompt_field="context")
+
+
+def test_plain_text_beside_rows_is_read_whatever_is_named_for_these(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("plain")
+    (tmp_path / "test.txt").write_text("held out")
+    write_lines(tmp_path / "train.jsonl", {"body": "row"})
+    assert texts(Files(path=str(tmp_path), text_field="body")) == ["row", "plain"]
 
 
 def test_rows_without_text_name_the_fields_there_are(tmp_path: Path) -> None:
     spec = write_lines(tmp_path / "rows.jsonl", {"content": "x", "id": 1})
     with pytest.raises(
-        Unsupported, match=r"rows\.jsonl: rows have content \(str\), id \(int\); .*data\.text_field"
+        Unsupported, match=r"rows\.jsonl: row 1 has content \(str\), id \(int\); .*data\.text_field"
     ):
         texts(spec)
 

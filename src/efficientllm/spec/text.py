@@ -17,7 +17,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from efficientllm.spec.canonical import Spec, canonical, local
 
@@ -92,6 +92,12 @@ class Rows(Selected):
     text_field: str = "text"
     prompt_field: str | None = None
     response_field: str | None = None
+
+    @model_validator(mode="after")
+    def _both_of_a_pair(self) -> Rows:
+        if (self.prompt_field is None) != (self.response_field is None):
+            raise ValueError("prompt_field and response_field are a pair: name both, or neither")
+        return self
 
 
 class Files(Rows):
