@@ -51,7 +51,7 @@ def test_a_published_file_brings_the_ceilings_of_its_machine(rows: list[Row]) ->
     good = [row for row in rows if row.status == "ok"]
     shares = [row.cell("roofline_share").interval for row in good]
     # A ceiling of bytes is a copy's: reading alone may pass it by a little, never by much.
-    assert all(share is not None and 0.05 < share.value <= 1.005 for share in shares)
+    assert all(share is not None and 0.05 < share.value <= 1.02 for share in shares)
 
 
 def test_published_records_name_no_path_host_or_serial_number(path: Path) -> None:

@@ -15,10 +15,10 @@ from efficientllm.analysis.compare import (
     Line,
     Unequal,
     compare,
-    paired,
     ratio_interval,
 )
 from efficientllm.analysis.condition import check_condition
+from efficientllm.analysis.pairs import apart, paired
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import unequal_work
 from efficientllm.metrics import BY_KEY, View
@@ -166,6 +166,31 @@ def test_pairs_on_one_card_are_preferred_and_others_are_told() -> None:
     pairs, same_card = paired(a, mixed)
     assert same_card
     assert len(pairs) == 2
+
+
+def test_cards_and_code_are_told_apart_pair_by_pair() -> None:
+    def on(case: Case, cards: str, sources: str) -> Row:
+        views = (
+            row(
+                case,
+                (0.01,),
+                (round_,),
+                machine=samples.MACHINE.model_copy(update={"card": card}),
+                software=samples.SOFTWARE | {"source": source},
+            ).views
+            for round_, (card, source) in enumerate(zip(cards, sources, strict=True))
+        )
+        return Row(tuple(view for found in views for view in found))
+
+    a = on(BF16, "abc", "111")
+    assert apart(a, on(INT8, "abc", "111")) == []
+    # Every card and every version is on both sides, and no pair has one of them in common.
+    crosswise = on(INT8, "bca", "111")
+    assert apart(a, crosswise) == ["card"]
+    assert "another version of this tool's code" not in compare(a, crosswise).conditions
+    newer = on(INT8, "abc", "112")
+    assert apart(a, newer) == ["version of this tool's code"]
+    assert "another version of this tool's code" in compare(a, newer).conditions
 
 
 def test_rounds_that_never_meet_compare_counts_only() -> None:

@@ -172,16 +172,23 @@ def test_the_study_that_was_also_decoded_stands_before_a_larger_one() -> None:
     assert [study.size for study in studies(rows([*larger, *decoded]))] == [made.MODEL, "3B-h16"]
 
 
-@pytest.mark.parametrize("profile", ["quick", "smoke"])
-def test_a_study_that_decides_stands_before_a_larger_one_with_more_points(profile: str) -> None:
+@pytest.mark.parametrize(
+    ("profile", "rounds", "decides"),
+    [("quick", (0, 1, 2), True), ("quick", (3, 4, 5), False), ("smoke", (0, 1, 2), False)],
+    ids=["pairs", "no common round", "smoke"],
+)
+def test_a_study_that_decides_stands_before_a_larger_one_with_more_points(
+    profile: str, rounds: tuple[int, ...], decides: bool
+) -> None:
     protocol = {"profile": profile, "trials": 3}
-    names = ("mha", "gqa")
-    three = [made.pretrain(name, 4096, i, protocol=protocol) for i in range(3) for name in names]
+    three = [made.pretrain("mha", 4096, i, protocol=protocol) for i in (0, 1, 2)]
+    three += [made.pretrain("gqa", 4096, i, protocol=protocol) for i in rounds]
     larger = [
-        made.pretrain(name, context, preset="3B-h16") for name in names for context in (4096, 16384)
+        made.pretrain(name, context, preset="3B-h16")
+        for name in ("mha", "gqa")
+        for context in (4096, 16384)
     ]
-    first = made.MODEL if profile == "quick" else "3B-h16"
-    assert studies(rows([*larger, *three]))[0].size == first
+    assert (studies(rows([*larger, *three]))[0].size == made.MODEL) == decides
 
 
 def test_smoke_rows_are_shown_and_never_decided() -> None:
@@ -383,8 +390,10 @@ def test_several_cards_and_versions_of_the_code_are_told() -> None:
     assert "rows from 2 cards and 2 versions of the code" in page(Results(tuple(records)))
     found = matrix(studies(rows(records))[0], trainings(costs()))
     told = cell(found, "training tokens/s", "length 4,096", "gqa").title
-    assert "of another card, by another version of this tool's code than the baseline's" in told
+    assert "another card and version of this tool's code than the baseline's" in told
     assert any("another version" in x for x in compare(*rows(records)).conditions)
+    sentence = study_headline(rows(records), "", found, trainings(costs())).sentence
+    assert "(length 4,096; another card and version" in sentence
 
 
 def test_one_card_and_version_of_the_code_are_not_told() -> None:

@@ -28,6 +28,7 @@ import numpy as np
 
 from efficientllm.analysis.differences import difference
 from efficientllm.analysis.held_out import QUALITY_BAND, evidence
+from efficientllm.analysis.pairs import CARD, apart, paired
 from efficientllm.analysis.stats import FIXED_ALPHA, LOOKED_ALPHA, MIN_FOR_INTERVAL, t_half_width
 from efficientllm.analysis.table import Row
 from efficientllm.analysis.work import conditions, unequal_work
@@ -119,7 +120,7 @@ def compare(a: Row, b: Row) -> Comparison:
     pairs, same_card = paired(a, b)
     keys = [*SHOWN.get(a.case.stage, ()), *COMMON]
     scopes = _scopes(a, b)
-    told = conditions(a, b)
+    told = [f"another {what}" for what in apart(a, b) if what != CARD] + conditions(a, b)
     if len(scopes) > 1:
         keys.remove("j_per_token")
         told = [f"energy: {scopes[0]} -> {scopes[1]}, which never compare", *told]
@@ -145,20 +146,6 @@ def _refuse_unequal(a: Row, b: Row) -> None:
     differences = unequal_work(a, b)
     if differences:
         raise Unequal("unequal work: " + "; ".join(differences))
-
-
-def paired(a: Row, b: Row) -> tuple[list[tuple[View, View]], bool]:
-    """Trials of the same round, on the same card where there are such; whether they are."""
-    by_round = {view.record.trial.round: view for view in b.views}
-    pairs = [
-        (view, by_round[view.record.trial.round])
-        for view in a.views
-        if view.record.trial.round in by_round
-    ]
-    same = [p for p in pairs if p[0].record.machine.card == p[1].record.machine.card]
-    if same:
-        return same, True
-    return pairs, False
 
 
 def _line(metric: Metric, a: Row, b: Row, pairs: list[tuple[View, View]]) -> Line | None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 from efficientllm.analysis.differences import Trainings, differences, seed_bits
+from efficientllm.analysis.pairs import paired
 from efficientllm.analysis.stats import MIN_FOR_INTERVAL
 from efficientllm.analysis.sweep import recipe, sweeps, tuned
 from efficientllm.analysis.table import Row
@@ -118,8 +119,8 @@ def studies(rows: Iterable[Row]) -> list[Study]:
     """Every study of one machine class with at least two variants.
 
     First the one of which most variants ran, then in most stages, then with most of them
-    beside another at a point by as many trials as decide, then by any (an out of memory leaves
-    a gap), then the largest.
+    paired with the baseline often enough to decide, then with most beside another at a point
+    (an out of memory leaves a gap), then the largest.
     """
     known = list(rows)
     found = []
@@ -238,13 +239,27 @@ def _condition(case: Case, axis: Axis) -> str:
 
 def _order(study: Study) -> tuple[int, int, int, int, float]:
     ran = [[row for row in rows if row.status == "ok"] for rows in study.variants.values()]
-    decide = [[r for r in rows if r.ranked and len(r.views) >= MIN_FOR_INTERVAL] for rows in ran]
     stages = _compared({row.case.stage for row in rows} for rows in ran)
-    decided, points = (
-        sum(_compared({(row.case.stage, row.point) for row in rows} for rows in kept))
-        for kept in (decide, ran)
+    points = _compared({(row.case.stage, row.point) for row in rows} for rows in ran)
+    return -sum(map(bool, ran)), -len(stages), -_decidable(study), -sum(points), -_parameters(study)
+
+
+def _decidable(study: Study) -> int:
+    """How many comparisons with the baseline rest on as many pairs of trials as decide."""
+    others = study.variants.keys() - {study.baseline}
+    places = {(row.case.stage, row.point) for row in study.variants[study.baseline]}
+    sides = [
+        (base, row)
+        for place in places
+        if (base := study.at(study.baseline, *place)) is not None
+        for name in others
+        if (row := study.at(name, *place, base)) is not None
+    ]
+    return sum(
+        a.ranked and b.ranked and not unlike(a, b) and len(paired(a, b)[0]) >= MIN_FOR_INTERVAL
+        for a, b in sides
+        if not unequal_work(a, b)
     )
-    return -sum(map(bool, ran)), -len(stages), -decided, -points, -_parameters(study)
 
 
 def _compared(places: Iterable[set[Any]]) -> list[int]:

@@ -99,23 +99,6 @@ def _changed(one: dict[str, object], two: dict[str, object]) -> list[str]:
     return [f"{k}: {one.get(k)} -> {two.get(k)}" for k in names if one.get(k) != two.get(k)]
 
 
-def other_card(a: Row, b: Row) -> bool:
-    """Whether two rows share no card: cards of one kind differ by some percent."""
-    return _disjoint(*({view.record.machine.card for view in row.views} for row in (a, b)))
-
-
-def other_code(a: Row, b: Row) -> bool:
-    """Whether no version of this tool made trials of both: a difference may be its kernels'."""
-    return _disjoint(
-        *({view.record.software.get("source", "") for view in row.views} for row in (a, b))
-    )
-
-
-def _disjoint(one: set[str], two: set[str]) -> bool:
-    """Whether what is known of both has nothing in common; older records do not know all."""
-    return one.isdisjoint(two) and "" not in one | two
-
-
 def conditions(a: Row, b: Row) -> list[str]:
     """What differs and is allowed to, stated so that nobody takes it for the technique."""
     x, y = a.record, b.record
@@ -138,8 +121,7 @@ def conditions(a: Row, b: Row) -> list[str]:
         for k in sorted({*x.software, *y.software} - {"commit", "source", "kernel"})
         if x.software.get(k) != y.software.get(k)
     ]
-    code = ["another version of this tool's code"] if other_code(a, b) else []
-    return training_conditions(a, b) + code + found + versions
+    return training_conditions(a, b) + found + versions
 
 
 def _selection(row: Row) -> str:

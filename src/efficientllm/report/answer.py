@@ -23,13 +23,14 @@ from efficientllm.report.matrix import Matrix, elsewhere
 
 
 class Effect(NamedTuple):
-    """One variant beside the baseline, in one column; `why` says why it is not decided."""
+    """One variant beside the baseline, in one column; `why` and `origin` as in its cell."""
 
     name: str
     ask: Ask
     line: Line
     decided: bool
     why: str = ""
+    origin: str = ""
 
     @property
     def different(self) -> bool:
@@ -106,7 +107,7 @@ def _decided_elsewhere(study: Study, ask: Ask) -> Effect | None:
 def _effects(ask: Ask, cells: list[tuple[str, Cell]]) -> list[Effect]:
     """Every variant of a column that has a ratio to the baseline and may be ranked beside it."""
     return [
-        Effect(name, ask, cell.line, cell.state == "", cell.why)
+        Effect(name, ask, cell.line, cell.state == "", cell.why, cell.origin)
         for name, cell in cells
         if cell.line is not None and cell.line.ratio > 0 and not cell.unranked
     ]
@@ -126,7 +127,7 @@ def _size(effect: Effect) -> float:
 
 def _told(found: Effect) -> str:
     """An effect as a clause: what, by how much, where."""
-    line, where = found.line, found.ask.where
+    line, where = found.line, "; ".join(filter(None, (found.ask.where, found.origin)))
     if found.ask.key == "kv_bytes_per_token":
         return _cache(found)
     verb = _VERBS[found.ask.key]

@@ -10,10 +10,11 @@ from typing import Literal, NamedTuple
 
 from efficientllm.analysis.compare import Line, Unequal, barred, ratio
 from efficientllm.analysis.differences import Trainings
+from efficientllm.analysis.pairs import apart
 from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import Study
 from efficientllm.analysis.table import Row
-from efficientllm.analysis.work import other_card, other_code, unlike
+from efficientllm.analysis.work import unlike
 from efficientllm.report.columns import Column, column, number, small_print
 from efficientllm.report.differing import briefly, signed
 
@@ -43,8 +44,9 @@ class Ask(NamedTuple):
 class Cell(NamedTuple):
     """A value with its ratio to the baseline, or `against`, why they have none.
 
-    `title` is the small print; `why` says why a ratio is not decided. Where a side is never
-    ranked (`unranked`) the ratio stands in its cell and in no sentence.
+    `title` is the small print; `why` says why a ratio is not decided, `origin` of which other
+    card or code than the baseline it is. Where a side is never ranked (`unranked`) the ratio
+    stands in its cell and in no sentence.
     """
 
     text: str
@@ -55,6 +57,7 @@ class Cell(NamedTuple):
     line: Line | None = None
     against: str = ""
     why: str = ""
+    origin: str = ""
     unranked: bool = False
 
 
@@ -112,20 +115,25 @@ def _beside(cell: Cell, base: Row, row: Row, key: str) -> Cell:
     other = "a side is never ranked: own code, or something invalid"
     why = line.why if ranked or barred(base, row) else other
     told = f"not decided: {why}" if undecided else line.word
-    title = "; ".join(filter(None, (told, bounds, _origin(base, row), cell.title)))
+    origin = "" if line.why == "counted" else _origin(base, row)
+    title = "; ".join(filter(None, (told, bounds, origin, cell.title)))
     state: State = "undecided" if undecided else ""
     why = why if undecided else ""
     return cell._replace(
-        ratio=text, title=title, state=state, line=line, why=why, unranked=not ranked
+        ratio=text,
+        title=title,
+        state=state,
+        line=line,
+        why=why,
+        origin=origin,
+        unranked=not ranked,
     )
 
 
 def _origin(base: Row, row: Row) -> str:
     """Of what else than the baseline a row is, which may be all that makes it differ."""
-    card = "of another card" if other_card(base, row) else ""
-    code = "by another version of this tool's code" if other_code(base, row) else ""
-    told = ", ".join(filter(None, (card, code)))
-    return f"{told} than the baseline's" if told else ""
+    others = apart(base, row)
+    return f"another {' and '.join(others)} than the baseline's" if others else ""
 
 
 def _shared(pairs: int, base: Row, row: Row) -> str:
@@ -238,7 +246,7 @@ def _quality_cell(study: Study, name: str, quality: Trainings) -> Cell:
     first = base.cell(QUALITY).interval
     if first is not None and abs(interval.value - first.value - found.difference) > _APART_BITS:
         shown += _shared(found.seeds, base, row)
-    title = f"difference {signed(found)}; {title}"
+    title = "; ".join(filter(None, (f"difference {signed(found)}", _origin(base, row), title)))
     if found.verdict == "undecided":
         return Cell(text, shown, f"not decided: {found.why}; {title}", "undecided", row)
     return Cell(text, shown, f"{found.verdict}, {found.seeds} seeds; {title}", row=row)
