@@ -185,6 +185,7 @@ def test_variants_that_are_not_chosen_need_not_be_possible() -> None:
     shown = CliRunner().invoke(app, [*words, "one-gqa"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert "one-gqa" in shown.output
+    assert "train-4096-8-mha is not asked for and left out: model: tiny mha" in shown.output
     refused = CliRunner().invoke(app, [*words, "one-mha"], env={"COLUMNS": "200"})
     assert refused.exit_code == 2
     assert "leave this variant out (--only)" in refused.output

@@ -127,13 +127,13 @@ def plan(
 
 
 @app.command(epilog="Example: efficientllm fetch generate model=meta-llama/Llama-3.1-8B")
-def fetch(what: What = None, allow_code: AllowCode = False) -> None:
+def fetch(what: What = None, only: Only = "*", allow_code: AllowCode = False) -> None:
     """Fill the hub's cache with what a suite needs, for machines without a network."""
     from efficientllm.fetch import fetch_suite
     from efficientllm.request import asked_suite
 
     with explained():
-        suite = asked_suite(what, allow_code=allow_code, gpu=False)
+        suite = asked_suite(what, allow_code=allow_code, gpu=False, only=only).only(only)
         for line in fetch_suite(suite):
             print(line)
 

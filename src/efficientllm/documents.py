@@ -1,4 +1,4 @@
-"""Documents out of files: the rows of each format, and what in a row is text.
+"""Documents out of files: the rows of each format (what in a row is text: `row_text.py`).
 
 Parent and worker read the same way: `fetch` counts the text that a worker will find. A
 parquet file is read row group by row group and only in the columns that matter, compressed
@@ -10,12 +10,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from efficientllm.record import Unsupported
+from efficientllm.row_text import NoText, RowText, types_of
 from efficientllm.spec.text import SUFFIXES, Rows
 
 _HELDOUT_NAMES = ("test", "valid", "heldout", "held_out", "dev")
@@ -54,18 +54,27 @@ def documents_in(path: Path, name: str, spec: Rows) -> Iterator[tuple[Document, 
     if name.endswith((".txt", ".md")):
         yield Document(_plain(path, name)), None
         return
-    for number, row in enumerate(_readable_rows(path, name, spec), 1):
+    counts = RowText.of(spec)
+    for number, row in _readable_rows(path, name, counts):
         try:
-            document = _document(row, spec)
-        except _NoText as error:
-            fields = _parquet_fields(path) if name.endswith(".parquet") else error.fields
+            found = counts.read(row)
+        except NoText as error:
             raise Unsupported(
-                f"{name}: row {number} has {fields or 'no fields'}; say which one is text with"
-                " data.text_field, or data.prompt_field and data.response_field"
+                f"{name}:{number}: this row has {_fields(path, row, counts)}; say which one is"
+                " text with data.text_field, or data.prompt_field and data.response_field"
             ) from error
-        if document is not None:
+        if found is not None:
             stated = row.get("split")
-            yield document, None if stated is None else str(stated)
+            yield Document(found[1], found[0]), None if stated is None else str(stated)
+
+
+def _fields(path: Path, row: dict[str, Any], counts: RowText) -> str:
+    """What a row has; of a table all columns, also those that were not read."""
+    if path.suffix != ".parquet":
+        return counts.told(types_of(row))
+    from pyarrow import parquet
+
+    return counts.told({field.name: str(field.type) for field in parquet.read_schema(path)})
 
 
 def _plain(path: Path, name: str) -> str:
@@ -75,17 +84,21 @@ def _plain(path: Path, name: str) -> str:
         raise Unsupported(f"{name}: cannot be read ({error})") from error
 
 
-def _readable_rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]]:
+Numbered = Iterator[tuple[int, dict[str, Any]]]
+"""Rows with their numbers in the file, from 1; lines where it has lines."""
+
+
+def _readable_rows(path: Path, name: str, counts: RowText) -> Numbered:
     """The rows of a file; what its library says about a broken one, with the file's name."""
     try:
-        yield from _rows(path, name, spec)
+        yield from _rows(path, name, counts)
     except (ValueError, OSError, EOFError) as error:  # what pyarrow raises is one of these
         raise Unsupported(f"{name}: cannot be read ({error})") from error
 
 
-def _rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, name: str, counts: RowText) -> Numbered:
     if name.endswith(".parquet"):
-        yield from _parquet_rows(path, spec)
+        yield from enumerate(_parquet_rows(path, counts), 1)
     elif name.endswith(".zst"):
         yield from _zstandard_lines(path, name)
     elif name.endswith(".gz"):
@@ -96,26 +109,19 @@ def _rows(path: Path, name: str, spec: Rows) -> Iterator[dict[str, Any]]:
             yield from _json_lines(file, name)
 
 
-def _parquet_rows(path: Path, spec: Rows) -> Iterator[dict[str, Any]]:
-    """Rows in the columns that can matter; in all of them where none can be text."""
+def _parquet_rows(path: Path, counts: RowText) -> Iterator[dict[str, Any]]:
+    """Rows in the columns that count; where there are none, in all, so that they can be told."""
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        fields = {"split", spec.text_field, *(name for pair in _pairs(spec) for name in pair)}
+        fields = {"split", *counts.fields}
         found = [name for name in file.schema_arrow.names if name in fields]
         wanted = found if set(found) - {"split"} else None
         for batch in file.iter_batches(batch_size=1024, columns=wanted):
             yield from batch.to_pylist()
 
 
-def _parquet_fields(path: Path) -> str:
-    """Names and types of all columns, those that were not read among them."""
-    from pyarrow import parquet
-
-    return ", ".join(f"{field.name} ({field.type})" for field in parquet.read_schema(path))
-
-
-def _zstandard_lines(path: Path, name: str) -> Iterator[dict[str, Any]]:
+def _zstandard_lines(path: Path, name: str) -> Numbered:
     try:
         import zstandard
     except ImportError as error:
@@ -127,7 +133,7 @@ def _zstandard_lines(path: Path, name: str) -> Iterator[dict[str, Any]]:
             raise Unsupported(f"{name}: cannot be read ({error})") from error
 
 
-def _json_lines(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[dict[str, Any]]:
+def _json_lines(file: IO[bytes] | gzip.GzipFile, name: str) -> Numbered:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -140,62 +146,4 @@ def _json_lines(file: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[dict[str
             hint = "" if ".json" in name else "; plain text has to be called .txt or .md"
             raise Unsupported(f"{name}:{number}: not JSON in UTF-8 ({error}){hint}") from error
         if isinstance(row, dict):
-            yield row
-
-
-_PAIRS: tuple[tuple[str, str], ...] = (
-    ("question", "answer"),
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-)
-
-
-def _pairs(spec: Rows) -> tuple[tuple[str, str], ...]:
-    """Fields that may hold a prompt and its response; none where other text is named."""
-    if spec.prompt_field and spec.response_field:
-        return ((spec.prompt_field, spec.response_field),)
-    return _PAIRS if spec.text_field == Rows.model_fields["text_field"].default else ()
-
-
-class _NoText(ValueError):
-    """A row in which nothing is text; `fields` are what it has, with their types."""
-
-    def __init__(self, row: dict[str, Any]) -> None:
-        super().__init__()
-        self.fields = ", ".join(f"{key} ({type(row[key]).__name__})" for key in sorted(row)[:8])
-
-
-def _document(row: dict[str, Any], spec: Rows) -> Document | None:
-    """A row as a document: a pair, else running text; None where what there is is null.
-
-    A pair that is named is all that counts. Numbers are an answer, but nobody's prose; truth
-    values, lists and objects are neither. Raises _NoText where nothing is text.
-    """
-    for prompt, response in _pairs(spec):
-        said = _said(row.get(prompt)), _said(row.get(response))
-        if said[0] is not None and said[1] is not None:
-            return Document(said[1], f"{said[0]}\n")
-    text = None if spec.prompt_field else row.get(spec.text_field)
-    if isinstance(text, str):
-        return Document(text)
-    if any(_null(row, fields) for fields in (*_pairs(spec), (spec.text_field,))):
-        return None
-    raise _NoText(row)
-
-
-def _said(value: Any) -> str | None:
-    """A prompt or a response in words; None where it is none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if (number and not _absent(value)) or isinstance(value, str) else None
-
-
-def _null(row: dict[str, Any], fields: tuple[str, ...]) -> bool:
-    """Whether a row has these fields and nothing in one of them."""
-    return all(f in row for f in fields) and any(_absent(row[f]) for f in fields)
-
-
-def _absent(value: Any) -> bool:
-    """Null, or how tables say it: not a number."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+            yield number, row

@@ -64,7 +64,7 @@ def rounded(suite: Suite) -> list[str]:
 
 def remarks(suite: Suite) -> list[str]:
     """What is to be known about a suite's cases before they run, a line each."""
-    return [*doubled(suite), *rounded(suite), *told(suite.cases)]
+    return [*suite.left_out, *doubled(suite), *rounded(suite), *told(suite.cases)]
 
 
 def plan_command(

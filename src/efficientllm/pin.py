@@ -34,17 +34,20 @@ CHECKPOINT_FILES = (".safetensors", ".json", ".py", ".model", ".txt")
 def pin_suite(suite: Suite, *, allow_code: bool = False, only: str = "*") -> Suite:
     """Every case with its content pinned; children follow their parents' new ids.
 
-    Raises SpecError where one cannot be; one that is not asked for (`Suite.only`) is left out.
+    Raises SpecError where one cannot be; one that is not asked for (`Suite.only`) is left out,
+    and the suite tells so, because it has no say in a `micro_batch: fit` then.
     """
     ids: dict[str, str] = {}
     cases = []
+    left_out: dict[str, str] = {}
     asked = {case.name for case in suite.only(only).cases}
     for case in suite.cases:
         try:
             pinned = pin(with_tokens(case, suite), allow_code=allow_code)
-        except SpecError:
+        except SpecError as error:
             if case.name in asked:
                 raise
+            left_out.setdefault(str(error), case.name)
             continue
         parent = getattr(pinned.model, "parent", "")
         if parent in ids:
@@ -54,7 +57,8 @@ def pin_suite(suite: Suite, *, allow_code: bool = False, only: str = "*") -> Sui
         pinned = Case.model_validate(pinned.model_dump())
         ids[case.case_id] = pinned.case_id
         cases.append(pinned)
-    return suite._replace(cases=tuple(cases))
+    told = (f"{name} is not asked for and left out: {why}" for why, name in left_out.items())
+    return suite._replace(cases=tuple(cases), left_out=tuple(told))
 
 
 def pin(case: Case, *, allow_code: bool = False) -> Case:

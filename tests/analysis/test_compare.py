@@ -29,6 +29,9 @@ BF16 = samples.case()
 INT8 = samples.case(name="generate-int8", technique="int8")
 
 
+CODE, OTHER_CODE = (samples.SOFTWARE | {"source": source} for source in "12")
+
+
 def row(case: Case, tpots: Sequence[float], rounds: Sequence[int] = (), **changes: Any) -> Row:
     """A row whose trials decode at so many seconds a token."""
     views = []
@@ -169,7 +172,7 @@ def test_pairs_on_one_card_are_preferred_and_others_are_told() -> None:
 
 
 def test_cards_and_code_are_told_apart_pair_by_pair() -> None:
-    def on(case: Case, cards: str, sources: str) -> Row:
+    def on(case: Case, cards: str, sources: Sequence[str]) -> Row:
         views = (
             row(
                 case,
@@ -187,10 +190,15 @@ def test_cards_and_code_are_told_apart_pair_by_pair() -> None:
     # Every card and every version is on both sides, and no pair has one of them in common.
     crosswise = on(INT8, "bca", "111")
     assert apart(a, crosswise) == ["card"]
-    assert "another version of this tool's code" not in compare(a, crosswise).conditions
+    told = compare(a, crosswise)
+    assert not told.same_card  # which is said by that, and once
+    assert not [x for x in told.conditions if x.startswith("another")]
     newer = on(INT8, "abc", "112")
     assert apart(a, newer) == ["version of this tool's code"]
     assert "another version of this tool's code" in compare(a, newer).conditions
+    assert apart(a, on(INT8, "abc", ("1", "1", ""))) == []  # older records do not know
+    never_met = row(INT8, (0.01,), (7,), software=OTHER_CODE)
+    assert apart(row(BF16, (0.01,), software=CODE), never_met) == ["version of this tool's code"]
 
 
 def test_rounds_that_never_meet_compare_counts_only() -> None:

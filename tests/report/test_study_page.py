@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from efficientllm import record as r
-from efficientllm.analysis.compare import compare
 from efficientllm.analysis.crossover import Crossing
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.flag import Flag
@@ -173,16 +172,21 @@ def test_the_study_that_was_also_decoded_stands_before_a_larger_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "rounds", "decides"),
-    [("quick", (0, 1, 2), True), ("quick", (3, 4, 5), False), ("smoke", (0, 1, 2), False)],
-    ids=["pairs", "no common round", "smoke"],
+    ("profile", "rounds", "compute", "decides"),
+    [
+        ("quick", (0, 1, 2), "bf16", True),
+        ("quick", (3, 4, 5), "bf16", False),
+        ("quick", (0, 1, 2), "float32", False),
+        ("smoke", (0, 1, 2), "bf16", False),
+    ],
+    ids=["pairs", "no common round", "another precision", "smoke"],
 )
 def test_a_study_that_decides_stands_before_a_larger_one_with_more_points(
-    profile: str, rounds: tuple[int, ...], decides: bool
+    profile: str, rounds: tuple[int, ...], compute: str, decides: bool
 ) -> None:
-    protocol = {"profile": profile, "trials": 3}
-    three = [made.pretrain("mha", 4096, i, protocol=protocol) for i in (0, 1, 2)]
-    three += [made.pretrain("gqa", 4096, i, protocol=protocol) for i in rounds]
+    how = {"protocol": {"profile": profile, "trials": 3}}
+    three = [made.pretrain("mha", 4096, i, **how) for i in (0, 1, 2)]
+    three += [made.pretrain("gqa", 4096, i, compute=compute, **how) for i in rounds]
     larger = [
         made.pretrain(name, context, preset="3B-h16")
         for name in ("mha", "gqa")
@@ -374,26 +378,34 @@ def test_rows_of_other_experiments_move_no_sentence() -> None:
     assert all(row.record.trial.suite == "attention" for row in with_it)
 
 
+def of(record: r.Record, card: str, source: str) -> r.Record:
+    """The record as another card and another version of the code would have made it."""
+    machine = record.machine.model_copy(update={"card": card})
+    software = record.software | {"source": source}
+    return record.model_copy(update={"machine": machine, "software": software})
+
+
 def test_several_cards_and_versions_of_the_code_are_told() -> None:
     records = [
-        record.model_copy(
-            update={
-                "machine": record.machine.model_copy(update={"card": card}),
-                "software": record.software | {"source": source},
-            }
-        )
-        for record, card, source in (
-            (made.pretrain("mha", 4096), "a", "1"),
-            (made.pretrain("gqa", 4096), "b", "2"),
-        )
+        of(make(name, 4096 if make is made.pretrain else 0), name, name)
+        for make in (made.pretrain, made.generate)
+        for name in ("mha", "gqa")
     ]
     assert "rows from 2 cards and 2 versions of the code" in page(Results(tuple(records)))
     found = matrix(studies(rows(records))[0], trainings(costs()))
     told = cell(found, "training tokens/s", "length 4,096", "gqa").title
     assert "another card and version of this tool's code than the baseline's" in told
-    assert any("another version" in x for x in compare(*rows(records)).conditions)
+    assert "another" not in cell(found, "cache per token", "batch 1", "gqa").title  # a count
     sentence = study_headline(rows(records), "", found, trainings(costs())).sentence
     assert "(length 4,096; another card and version" in sentence
+
+
+def test_the_small_print_of_quality_tells_other_cards_and_code() -> None:
+    records = [
+        of(made.trained(name, seed), name, name) for seed in range(3) for name in ("mha", "gqa")
+    ]
+    found = matrix(costs(), trainings(studies(rows(records))[0]))
+    assert "another card and version" in cell(found, "bits per byte", "", "gqa").title
 
 
 def test_one_card_and_version_of_the_code_are_not_told() -> None:

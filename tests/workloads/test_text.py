@@ -180,23 +180,53 @@ def test_a_row_whose_text_is_null_is_passed_over(row: dict[str, object], tmp_pat
 @pytest.mark.parametrize("value", [12, ["a", "b"], {"role": "user"}, True])
 def test_what_is_no_text_is_never_trained_on_as_if_it_were(value: object, tmp_path: Path) -> None:
     spec = write_lines(tmp_path / "r.jsonl", {"text": "prose"}, {"text": value})
-    told = rf"r\.jsonl: row 2 has text \({type(value).__name__}\); say which one is text"
+    told = rf"r\.jsonl:2: this row has text \({type(value).__name__}\); say which one is text"
     with pytest.raises(Unsupported, match=told):
         texts(spec)
 
 
+@pytest.mark.parametrize("text", ["prose", None])
 @pytest.mark.parametrize("response", [["a"], True, ...])
-def test_a_pair_that_is_named_is_never_replaced(response: object, tmp_path: Path) -> None:
-    row = {"context": "c", "text": "prose"} | ({"gold": response} if response is not ... else {})
+def test_a_pair_that_is_named_is_never_replaced(
+    response: object, text: str | None, tmp_path: Path
+) -> None:
+    row = {"context": "c", "text": text} | ({"gold": response} if response is not ... else {})
     write_lines(tmp_path / "r.jsonl", row)
     spec = Files(path=str(tmp_path), prompt_field="context", response_field="gold")
-    with pytest.raises(Unsupported, match=r"r\.jsonl: row 1 has context \(str\)"):
+    with pytest.raises(Unsupported, match=r"r\.jsonl:1: this row has context \(str\)"):
         texts(spec)
 
 
-def test_half_a_pair_is_refused() -> None:
-    with pytest.raises(ValueError, match="name both, or neither"):
-        Files(path="x", prompt_field="context")
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": None, "text": 12},
+        {"question": ["x"], "answer": None},
+        {"question": True, "answer": None},
+        {"question": None, "answer": None, "instruction": "i", "output": ["b"]},
+    ],
+)
+def test_null_hides_nothing_that_is_no_text(row: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"r\.jsonl:1: this row has "):
+        texts(write_lines(tmp_path / "r.jsonl", row))
+
+
+def test_an_error_names_first_what_should_be_text_and_the_line(tmp_path: Path) -> None:
+    rest = {f"a{i}": i for i in range(2000)}
+    (tmp_path / "r.jsonl").write_text("\n[]\n" + json.dumps(rest | {"text": 12}) + "\n")
+    with pytest.raises(
+        Unsupported, match=r"r\.jsonl:3: this row has text \(int\).* and 1993 more;"
+    ):
+        texts(Files(path=str(tmp_path)))
+    with pytest.raises(Unsupported, match="this row has no fields"):
+        texts(write_lines(tmp_path / "r.jsonl", {}))
+
+
+@pytest.mark.parametrize("field", ["prompt_field", "response_field"])
+@pytest.mark.parametrize("other", [{}, {"prompt_field": "", "response_field": "b"}])
+def test_half_a_pair_is_refused(field: str, other: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"name both, or neither|at least 1 character"):
+        Files.model_validate({"path": "x", field: "context"} | other)
 
 
 def test_plain_text_beside_rows_is_read_whatever_is_named_for_these(tmp_path: Path) -> None:
@@ -209,7 +239,8 @@ def test_plain_text_beside_rows_is_read_whatever_is_named_for_these(tmp_path: Pa
 def test_rows_without_text_name_the_fields_there_are(tmp_path: Path) -> None:
     spec = write_lines(tmp_path / "rows.jsonl", {"content": "x", "id": 1})
     with pytest.raises(
-        Unsupported, match=r"rows\.jsonl: row 1 has content \(str\), id \(int\); .*data\.text_field"
+        Unsupported,
+        match=r"rows\.jsonl:1: this row has content \(str\), id \(int\); .*data\.text_field",
     ):
         texts(spec)
 

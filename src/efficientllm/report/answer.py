@@ -127,7 +127,7 @@ def _size(effect: Effect) -> float:
 
 def _told(found: Effect) -> str:
     """An effect as a clause: what, by how much, where."""
-    line, where = found.line, "; ".join(filter(None, (found.ask.where, found.origin)))
+    line, where = found.line, found.ask.where
     if found.ask.key == "kv_bytes_per_token":
         return _cache(found)
     verb = _VERBS[found.ask.key]
@@ -135,6 +135,7 @@ def _told(found: Effect) -> str:
     if found.decided and not found.different:
         return f"no variant {verb} measurably faster or slower ({where})"
     so_far, who = "" if found.decided else "so far ", _said(found.name)
+    where += f"; {found.origin}" if found.origin else ""
     return f"{so_far}{who} {verb} {number(line.ratio)}{bounds} times as fast ({where})"
 
 

@@ -53,12 +53,16 @@ _MODEL: Path_ = ("model",)
 
 
 class Suite(NamedTuple):
-    """Cases in the order written, each with a name of its own, and how to measure them."""
+    """Cases in the order written, each with a name of its own, and how to measure them.
+
+    `left_out` tells what else it would have, were that possible and asked for.
+    """
 
     name: str
     question: str
     protocol: Protocol
     cases: tuple[Case, ...]
+    left_out: tuple[str, ...] = ()
 
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)

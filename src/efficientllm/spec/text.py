@@ -85,13 +85,15 @@ class StandardLibrary(Selected):
 class Rows(Selected):
     """Text in rows: either running text (`text_field`) or a prompt and its response.
 
+    A named pair is all that is read; `text_field`, where it is another than `text`, comes before
+    the pairs that are known by their names (question and answer, prompt and completion, ...).
     A row's `split`, or a file called test*, valid*, dev*, heldout* or held_out*, marks what
     is held out; without either, every twentieth document (by digest) is held out.
     """
 
-    text_field: str = "text"
-    prompt_field: str | None = None
-    response_field: str | None = None
+    text_field: str = Field("text", min_length=1)
+    prompt_field: str | None = Field(None, min_length=1)
+    response_field: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _both_of_a_pair(self) -> Rows:
