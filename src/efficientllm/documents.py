@@ -49,13 +49,20 @@ def documents_in(path: Path, name: str, spec: Rows) -> Iterator[tuple[Document, 
     """The documents of one file, each with the split that its row states, if it does.
 
     Plain text is one document, whatever is named for rows. Rows whose text is null are passed
-    over. Raises Unsupported with the file's name.
+    over. Raises Unsupported with the file's name, and what a library says about a broken file.
     """
+    try:
+        yield from _documents(path, name, spec)
+    except (ValueError, OSError, EOFError) as error:  # what pyarrow raises is one of these
+        raise Unsupported(f"{name}: cannot be read ({error})") from error
+
+
+def _documents(path: Path, name: str, spec: Rows) -> Iterator[tuple[Document, str | None]]:
     if name.endswith((".txt", ".md")):
-        yield Document(_plain(path, name)), None
+        yield Document(path.read_text("utf-8")), None
         return
     counts = RowText.of(spec)
-    for number, row in _readable_rows(path, name, counts):
+    for number, row in _rows(path, name, counts):
         try:
             found = counts.read(row)
         except NoText as error:
@@ -77,23 +84,8 @@ def _fields(path: Path, row: dict[str, Any], counts: RowText) -> str:
     return counts.told({field.name: str(field.type) for field in parquet.read_schema(path)})
 
 
-def _plain(path: Path, name: str) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (ValueError, OSError) as error:
-        raise Unsupported(f"{name}: cannot be read ({error})") from error
-
-
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 """Rows with their numbers in the file, from 1; lines where it has lines."""
-
-
-def _readable_rows(path: Path, name: str, counts: RowText) -> Numbered:
-    """The rows of a file; what its library says about a broken one, with the file's name."""
-    try:
-        yield from _rows(path, name, counts)
-    except (ValueError, OSError, EOFError) as error:  # what pyarrow raises is one of these
-        raise Unsupported(f"{name}: cannot be read ({error})") from error
 
 
 def _rows(path: Path, name: str, counts: RowText) -> Numbered:

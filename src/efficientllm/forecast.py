@@ -53,10 +53,10 @@ def rounded(suite: Suite) -> list[str]:
         spec = case.workload
         if not isinstance(spec, Training) or not isinstance(spec.tokens, int):
             continue
-        step, steps = spec.batch * spec.sequence_length, spec.budget_steps or 0
-        if steps * step > 1.05 * spec.tokens:
+        trained = (spec.budget_steps or 0) * spec.step_tokens
+        if trained > 1.05 * spec.tokens:
             found.append(
-                f"{case.name}: {spec.tokens:,} tokens are asked for and {steps * step:,} are"
+                f"{case.name}: {spec.tokens:,} tokens are asked for and {trained:,} are"
                 f" trained, in whole steps of {spec.batch} x {spec.sequence_length:,}"
             )
     return found
@@ -131,8 +131,7 @@ def _per_parameter(case: Case, shape: Shape | None) -> str:
     spec = case.workload
     if shape is None or not isinstance(spec, Training) or spec.budget_steps is None:
         return ""
-    tokens = spec.budget_steps * spec.batch * spec.sequence_length
-    return f"{tokens / parameters(shape).total:.3g}"
+    return f"{spec.budget_steps * spec.step_tokens / parameters(shape).total:.3g}"
 
 
 def plan_on_command(

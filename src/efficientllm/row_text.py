@@ -76,7 +76,8 @@ class RowText(NamedTuple):
 
     def told(self, types: dict[str, str]) -> str:
         """What a row has, as an error says it: what counts first, and not everything of many."""
-        names = sorted(types, key=lambda name: (name not in self.fields, name))
+        counting = self.fields
+        names = sorted(types, key=lambda name: (name not in counting, name))
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return ", ".join(f"{n} ({types[n]})" for n in names[:_SHOWN]) + more or "no fields"
 

@@ -149,6 +149,11 @@ class Training(Spec):
         return self.micro_batch if isinstance(self.micro_batch, int) else self.batch
 
     @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimizer step, padding included."""
+        return self.batch * self.sequence_length
+
+    @property
     def budgeted(self) -> bool:
         """Whether the case declares how much is trained."""
         return self.steps is not None or self.tokens is not None
@@ -162,7 +167,7 @@ class Training(Spec):
         if isinstance(self.tokens, str):
             raise ValueError(f"tokens: {self.tokens} is no number of tokens before it is pinned")
         if self.tokens is not None:
-            return max(1, -(-self.tokens // (self.batch * self.sequence_length)))
+            return max(1, -(-self.tokens // self.step_tokens))
         return self.steps
 
 

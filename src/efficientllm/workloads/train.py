@@ -68,7 +68,7 @@ class Train:
         self._loss = loss_of(resolve(spec.loss, face.head().weight.shape[0]))
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = optimizer(model, spec.optimizer, in_graph=graph)
-        scored = float(spec.batch * spec.sequence_length)  # of running text, every token
+        scored = float(spec.step_tokens)  # of running text, every token
         self._graph = StepGraph(partial(self._learn, None, scored)) if graph else None
         self._scaler = torch.amp.GradScaler(
             device.torch.type, enabled=spec.precision.compute == "fp16"
