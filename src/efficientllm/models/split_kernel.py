@@ -27,10 +27,11 @@ MANY_MIXED = 16_384
 in four warps."""
 
 WIDE = 128
-"""Numbers of a value from which a program has eight warps, below it four (eight, too, where it
-mixes many). At a width of 64 whole decode steps take 3 to 5 % less with four on an H200, NSA's
-0.1 to 0.5 %. At 128 steps of 32 sequences took 0.5 % less, one was not tried; on an H100 eight
-were within 10 % of the best of 15 settings in 13 of 14 cases."""
+"""Numbers of a value of its own from which a program has eight warps, below it and over latents
+four (eight, too, where it mixes many). At a width of 64 whole decode steps take 3 to 5 % less with
+four on an H200, NSA's 0.1 to 0.5 %. At 128 steps of 32 sequences took 0.5 % less, one was not
+tried; on an H100 eight were within 10 % of the best of 15 settings in 13 of 14 cases. Over latents
+of 512 + 64 numbers parts alone take 12 to 27 % less with four."""
 
 
 def attend_parts(
@@ -92,14 +93,14 @@ def fill_parts(
         main=main,
         rest=size - main,
         width=width,
-        num_warps=8 if width >= WIDE or rows_of(group) * width >= MANY_MIXED else 4,
+        num_warps=8 if v is not None and width >= WIDE else warps(rows_of(group), width),
         num_stages=taken[1],
         **links(),
     )
 
 
 def warps(rows: int, width: int) -> int:
-    """Of a program that reads a few tiles and mixes their values for so many rows."""
+    """Of a program that mixes the values of its tiles for so many rows."""
     return 8 if rows * width >= MANY_MIXED else 4
 
 
