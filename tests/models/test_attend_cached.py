@@ -173,8 +173,9 @@ def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("adds", ["", "bias", "slopes"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (16, 4), (16, 1)])
 def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: str) -> None:
-    q = kernels.drawn(1, heads, 1, 64, seed=heads)
-    k, v = (kernels.drawn(1, kv_heads, 300, 64, seed=seed) for seed in (1, 2))
+    fused = kernels.drawn(2, 1, heads + 5, 64, seed=heads)  # as one product gives q, k and v
+    q = fused.transpose(1, 2)[:, :heads]
+    k, v = (kernels.drawn(2, kv_heads, 300, 64, seed=seed) for seed in (1, 2))
     for at in (0, 127, 128, 299, 700):
         positions = Positions(
             slot=torch.tensor([at], device=q.device),
@@ -183,6 +184,23 @@ def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: st
         )
         exact = attend_products(q.float(), k.float(), v.float(), positions, 0.125)
         kernels.agree(attend_cache(q, k, v, positions), exact)
+
+
+@with_triton
+def test_the_kernel_says_each_parts_log_sum_exp_with_its_biases() -> None:
+    """What all keys gain alike is in it, though the kernel adds that to none of them."""
+    from efficientllm.models.split_kernel import attend_parts
+
+    q, k, v = (kernels.drawn(1, 2, n, 16, seed=seed) for seed, n in enumerate((3, 400, 400)))
+    slot = torch.tensor([310], device=q.device)
+    bias = kernels.drawn(7, 6, seed=3).T + 3
+    found = attend_parts(q, k, v, slot, bias, None, 128, 16, 0.25)
+    low = (x.float().cpu() for x in (q, k, v))
+    expected = parts_by_hand(*low, slot, bias.float().cpu(), None, 128, 16, 0.25)
+    for mine, exact in zip(found, expected, strict=True):
+        full = exact.isfinite()  # a part that holds nothing says so by its log-sum-exp
+        assert full.equal(mine.isfinite().cpu())
+        kernels.agree(mine.cpu()[full], exact[full])
 
 
 @with_triton

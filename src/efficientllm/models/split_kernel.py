@@ -76,13 +76,12 @@ def fill_parts(
     out, lse = found
     (batch, kv_heads, group, size), width = q.shape, out.shape[-1]
     main = width if v is None else size
-    if bias is not None:
-        bias = bias.contiguous()  # an encoding may give its transpose
     taken = tiles(group, size, width, size if v is None else size + width)
     assert taken is not None, "asked for by `decoding` only where it fits"
     _part[(batch * kv_heads, -(-k.shape[2] // chunk))](
-        *(q.contiguous(), k, v, slot, bias, slopes, out, lse),
-        *(k.stride()[:3], (k if v is None else v).stride()[:3]),
+        *(q, k, v, slot, bias, slopes, out, lse),
+        *(x.stride()[:3] for x in (q, k, k if v is None else v)),
+        (0, 0) if bias is None else bias.stride(),
         *(k.shape[2], out.shape[2], 0 if bias is None else bias.shape[-1], scale),
         kv_heads=kv_heads,
         group=group,
@@ -123,8 +122,10 @@ def _part(
     slopes,
     out,
     lse,
+    q_strides,
     k_strides,
     v_strides,
+    bias_strides,
     slots,
     parts,
     distances,
@@ -143,14 +144,20 @@ def _part(
     """One part of one (sequence, key/value head); see `attend_parts`."""
     which, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     follow(chained)  # the newest slot was written just now, and so was the query
-    row = tl.arange(0, rows)
-    real, head = row < group, which % kv_heads * group + row
-    q += (which * group + row[:, None]) * (main + rest)
+    row, sequence, shared = tl.arange(0, rows), which // kv_heads, which % kv_heads
+    real, head = row < group, shared * group + row
+    q += sequence * q_strides[0] + shared * q_strides[1] + row[:, None] * q_strides[2]
     query = load_rows(q, real, main)
     turned = load_rows(q + main, real, rest) if rest else 0
-    k += which // kv_heads * k_strides[0] + which % kv_heads * k_strides[1]
+    k += sequence * k_strides[0] + shared * k_strides[1]
     if v is not None:
-        v += which // kv_heads * v_strides[0] + which % kv_heads * v_strides[1]
+        v += sequence * v_strides[0] + shared * v_strides[1]
+    if bias is not None:
+        # Most keys are farther than any distance with a bias of its own. Theirs is added in
+        # the end, because softmax knows no constants, so only the few near ones look it up.
+        bias += head * bias_strides[0]
+        far = tl.load(bias + (distances - 1) * bias_strides[1], mask=real, other=0.0)
+        far = far.to(tl.float32)
     # A ring is filled from its start, and wholly once it has gone round.
     at = (tl.load(slot).to(tl.int32) + 1) // tokens - 1
     last = tl.minimum(tl.minimum(at + 1, slots), (part + 1) * chunk)
@@ -161,16 +168,24 @@ def _part(
         index = start + tl.arange(0, block)
         seen, back = index < last, tl.maximum(at - index, 0) % slots
         keys = load_rows(k + index[:, None].to(tl.int64) * k_strides[2], seen, main)
-        scores = tl.dot(query, tl.trans(keys))
+        near = tl.zeros((rows, block), tl.float32)
+        if bias is not None:
+            first = (at - start) % slots
+            near = _looked_up(bias, bias_strides[1], far, near, back, first, distances, real)
+            near /= scale
+        scores = tl.dot(query, tl.trans(keys), near)  # added later, Triton takes softmax twice
         if rest:
             ends = k + main + index[:, None].to(tl.int64) * k_strides[2]
             scores += tl.dot(turned, tl.trans(load_rows(ends, seen, rest)))
-        scores = _distant(scores * scale, back, bias, slopes, head, real, distances)
+        scores *= scale
+        scores = _sloped(scores, back, slopes, head, real)
         scores = tl.where(seen[None, :], scores, float("-inf"))
         values = keys
         if v is not None:
             values = load_rows(v + index[:, None].to(tl.int64) * v_strides[2], seen, width)
         most, total, mixed = mix(scores, values, most, total, mixed)
+    if bias is not None:
+        most += far
     write_part(out, lse, (which * parts + part) * group + row, real, most, total, mixed)
 
 
@@ -191,11 +206,22 @@ def load_rows(start, wanted, width: tl.constexpr):
 
 
 @triton.jit
-def _distant(scores, back, bias, slopes, head, real, distances):
-    """Scores [rows, block] with what depends on the distance `back` [block]."""
-    if bias is not None:
-        near = head[:, None] * distances + tl.minimum(back, distances - 1)[None, :]
-        scores += tl.load(bias + near, mask=real[:, None], other=0.0).to(tl.float32)
+def _looked_up(bias, stride, far, none, back, first, distances, real):
+    """How much more than `far` [rows] scores gain `back` [block] slots, `none` [rows, block].
+
+    The slot that lies `first` back begins the block; where all are far, nothing is read.
+    """
+    more = none
+    block: tl.constexpr = none.shape[1]
+    if first < distances + block - 2:
+        look = bias[:, None] + tl.minimum(back, distances - 1)[None, :] * stride
+        more = tl.load(look, mask=real[:, None], other=0.0).to(tl.float32) - far[:, None]
+    return more
+
+
+@triton.jit
+def _sloped(scores, back, slopes, head, real):
+    """Scores [rows, block] less the distance `back` [block] times each head's slope."""
     if slopes is not None:
         slope = tl.load(slopes + head, mask=real, other=0.0).to(tl.float32)
         scores -= slope[:, None] * back[None, :].to(tl.float32)
