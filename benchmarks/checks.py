@@ -223,6 +223,8 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "decode, split, groups of 4": partial(decoded, kv=4, d=64),
     "decode, split, each its own": partial(decoded, kv=16, d=64),
     "decode, split, latents": partial(decoded, kv=1, d=512, rest=64),
+    "decode, split, bias": partial(decoded, kv=4, d=64, adds="bias"),
+    "decode, split, slopes": partial(decoded, kv=4, d=64, adds="slopes"),
     "one row": partial(one_row, rows=9728, columns=896),
     "one row, long": partial(one_row, rows=1536, columns=8960),
     "one row a head": partial(one_row_each, across=False),

@@ -63,23 +63,35 @@ def prefilled_sparse(device: torch.device, dtype: torch.dtype, *, d: int = 128) 
 
 
 def decoded(
-    device: torch.device, dtype: torch.dtype, *, kv: int, d: int = 128, rest: int = 0
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    kv: int,
+    d: int = 128,
+    rest: int = 0,
+    adds: str = "",
 ) -> Check:
-    """One new token over a cache in parts; with a rest, over latents."""
+    """One new token over a cache in parts; over latents (a rest); with slopes or biases."""
     if decoding(device, dtype, 16 // kv, d, d, rest) != SPLIT:
         raise Unsupported("these sizes go by two products here")
     sizes = {"q": (2, 16, 1, d + rest), "k": (2, kv, 4096, d + rest), "v": (2, kv, 4096, d)}
-    inputs = {name: x.detach() for name, x in draw(device, dtype, **sizes).items()}
-    positions, scale = Positions(slot=torch.tensor([4000], device=device)), (d + rest) ** -0.5
+    inputs = draw(device, dtype, **sizes, **({"bias": (129, 16)} if adds == "bias" else {}))
+    inputs = {name: x.detach() for name, x in inputs.items()}
+    slopes = torch.logspace(-1, -8, 16, base=2.0, device=device) if adds == "slopes" else None
+    at, scale = torch.tensor([4000], device=device), (d + rest) ** -0.5
 
-    def fast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def told(bias: Tensor | None) -> Positions:
+        return Positions(slot=at, bias=None if bias is None else bias.T, slopes=slopes)
+
+    def fast(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         if rest:
-            return attend_latents(q, k, d, positions, scale)
-        return attend_cache(q, k, v, positions)
+            return attend_latents(q, k, d, told(bias), scale)
+        return attend_cache(q, k, v, told(bias))
 
-    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def reference(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         values = k[..., :d] if rest else v
-        return attend_products(q.float(), k.float(), values.float(), positions, scale)
+        exact = told(None if bias is None else bias.float())
+        return attend_products(q.float(), k.float(), values.float(), exact, scale)
 
     return Check(fast, reference, inputs, f"2 x 4096 slots, heads 16/{kv}, D {d}+{rest}")
 

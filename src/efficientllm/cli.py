@@ -234,12 +234,15 @@ def export(
     suite: Annotated[str, typer.Option(help="only rows of this suite")] = "",
 ) -> None:
     """Write rows as tables with intervals, or whole records as JSON lines."""
+    from efficientllm.analysis.table import of_suite
     from efficientllm.durable import replace
     from efficientllm.report.export import export as export_rows
 
     with explained():
         results = _load(store)
-        rows = [r for r in results.rows() if not suite or r.record.trial.suite == suite]
+        rows = results.rows()
+        if suite:
+            rows = of_suite(rows, results.records, suite)
         content = export_rows(rows, form, results.probes())
         if output is None:
             sys.stdout.buffer.write(content)

@@ -284,7 +284,7 @@ def test_a_study_of_positions_names_the_kernels_and_finds_its_rotary_rows() -> N
     ]
     shown_rows = rows(records)
     assert len(shown_rows) == len(records)
-    main = rows_of_suite(shown_rows, records[4])
+    main = rows_of_suite(shown_rows, records, records[4])
     assert {id(row.record) for row in main} == {id(records[i]) for i in (0, 3, 4)}
     found = studies_of(main, shown_rows)
     assert found is not None
@@ -293,6 +293,19 @@ def test_a_study_of_positions_names_the_kernels_and_finds_its_rotary_rows() -> N
     told = {name: cell(positions, "kernel", "training", name).text for name in kernels}
     assert told == kernels
     assert not [ask for ask in shown().asks if ask.head == "kernel"]
+
+
+def test_what_another_suite_has_measured_again_stays_in_the_suite_that_measured_it() -> None:
+    """Else the suite would fall back to what an older version of a library gave."""
+    old = position("rope", 0, "attention").model_copy(update={"env_id": "0" * 64})
+    mine = [position("rope", 1, "attention"), position("alibi", 2, "attention")]
+    again = position("rope", 3)
+    records = [old, *mine, again]
+    main = rows_of_suite(rows(records), records, mine[1])
+    assert {id(row.record) for row in main} == {id(record) for record in (old, mine[1], again)}
+    found = studies(main)[0].at("rope", "pretrain", main[0].point)
+    assert found is not None
+    assert found.record is again
 
 
 def test_what_failed_a_check_is_shown_and_no_sentence_names_it(
@@ -372,7 +385,7 @@ def test_rows_of_other_experiments_move_no_sentence() -> None:
     )
     newest = max(suite, key=lambda record: record.started_at)
     with_it, without = (
-        rows_of_suite(rows(records), newest) for records in ([*suite, scratch], suite)
+        rows_of_suite(rows(records), records, newest) for records in ([*suite, scratch], suite)
     )
     assert [row.name for row in with_it] == [row.name for row in without]
     assert all(row.record.trial.suite == "attention" for row in with_it)

@@ -212,6 +212,16 @@ def rows(records: Iterable[Record], ceilings: dict[str, Ceiling] | None = None) 
     return _with_references([Row(views) for views in replicates(records, ceilings or {})])
 
 
+def of_suite(rows: list[Row], records: Iterable[Record], suite: str) -> list[Row]:
+    """Those of the rows that a suite measured, also where another has repeated it since.
+
+    `records` are what the rows were grouped from; the newest of a row may be of any suite that
+    has the same case.
+    """
+    own = {(r.trial.case_id, r.env_id) for r in records if r.trial.suite == suite}
+    return [row for row in rows if (row.record.trial.case_id, row.record.env_id) in own]
+
+
 def _with_references(made: list[Row]) -> list[Row]:
     """Give compressed rows the uncompressed one of the same model, workload and point."""
     references: dict[tuple[str, str, str], Row] = {}

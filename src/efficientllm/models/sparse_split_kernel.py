@@ -24,7 +24,14 @@ from efficientllm.models.chain_kernel import follow, links
 from efficientllm.models.merge_kernel import MOST_NUMBERS, merge
 from efficientllm.models.sparse_rows import MEANS
 from efficientllm.models.sparse_rows_kernel import ranked
-from efficientllm.models.split_kernel import fill_parts, load_rows, mix, warps, write_part
+from efficientllm.models.split_kernel import (
+    fill_parts,
+    load_rows,
+    mix,
+    nothing_yet,
+    warps,
+    write_part,
+)
 
 
 class _Parts(NamedTuple):
@@ -262,9 +269,7 @@ def _tiles(
     k += which // kv_heads * k_strides[0] + which % kv_heads * k_strides[1]
     v += which // kv_heads * v_strides[0] + which % kv_heads * v_strides[1]
     at = tl.load(slot).to(tl.int32)
-    most = tl.full((rows,), float("-inf"), tl.float32)
-    total = tl.zeros((rows,), tl.float32)
-    mixed = tl.zeros((rows, size), tl.float32)
+    most, total, mixed = nothing_yet(rows, size)
     for i in range(tiles):
         if part < chosen_parts:
             tile = part * tiles + i

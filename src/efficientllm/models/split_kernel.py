@@ -80,8 +80,7 @@ def fill_parts(
     assert taken is not None, "asked for by `decoding` only where it fits"
     _part[(batch * kv_heads, -(-k.shape[2] // chunk))](
         *(q, k, v, slot, bias, slopes, out, lse),
-        *(x.stride()[:3] for x in (q, k, k if v is None else v)),
-        (0, 0) if bias is None else bias.stride(),
+        tuple(None if x is None else x.stride()[:3] for x in (q, k, v, bias)),
         *(k.shape[2], out.shape[2], 0 if bias is None else bias.shape[-1], scale),
         kv_heads=kv_heads,
         group=group,
@@ -122,10 +121,7 @@ def _part(
     slopes,
     out,
     lse,
-    q_strides,
-    k_strides,
-    v_strides,
-    bias_strides,
+    strides,
     slots,
     parts,
     distances,
@@ -144,48 +140,37 @@ def _part(
     """One part of one (sequence, key/value head); see `attend_parts`."""
     which, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     follow(chained)  # the newest slot was written just now, and so was the query
-    row, sequence, shared = tl.arange(0, rows), which // kv_heads, which % kv_heads
-    real, head = row < group, shared * group + row
-    q += sequence * q_strides[0] + shared * q_strides[1] + row[:, None] * q_strides[2]
+    row, kv_head = tl.arange(0, rows), which % kv_heads
+    real, head = row < group, kv_head * group + row
+    q = _begin(q, strides[0], which, kv_heads) + row[:, None] * strides[0][2]
     query = load_rows(q, real, main)
     turned = load_rows(q + main, real, rest) if rest else 0
-    k += sequence * k_strides[0] + shared * k_strides[1]
-    if v is not None:
-        v += sequence * v_strides[0] + shared * v_strides[1]
-    if bias is not None:
-        # Most keys are farther than any distance with a bias of its own. Theirs is added in
-        # the end, because softmax knows no constants, so only the few near ones look it up.
-        bias += head * bias_strides[0]
-        far = tl.load(bias + (distances - 1) * bias_strides[1], mask=real, other=0.0)
-        far = far.to(tl.float32)
+    k = _begin(k, strides[1], which, kv_heads)
+    v = None if v is None else _begin(v, strides[2], which, kv_heads)
     # A ring is filled from its start, and wholly once it has gone round.
     at = (tl.load(slot).to(tl.int32) + 1) // tokens - 1
     last = tl.minimum(tl.minimum(at + 1, slots), (part + 1) * chunk)
-    most = tl.full((rows,), float("-inf"), tl.float32)
-    total = tl.zeros((rows,), tl.float32)
-    mixed = tl.zeros((rows, width), tl.float32)
+    most, total, mixed = nothing_yet(rows, width)
     for start in range(part * chunk, last, block):
         index = start + tl.arange(0, block)
         seen, back = index < last, tl.maximum(at - index, 0) % slots
-        keys = load_rows(k + index[:, None].to(tl.int64) * k_strides[2], seen, main)
-        near = tl.zeros((rows, block), tl.float32)
+        place = index[:, None].to(tl.int64)
+        keys = load_rows(k + place * strides[1][2], seen, main)
+        more = tl.zeros((rows, block), tl.float32)
         if bias is not None:
             first = (at - start) % slots
-            near = _looked_up(bias, bias_strides[1], far, near, back, first, distances, real)
-            near /= scale
-        scores = tl.dot(query, tl.trans(keys), near)  # added later, Triton takes softmax twice
+            more = _nearer(more, bias, strides[3], head, real, back, first, distances) / scale
+        scores = tl.dot(query, tl.trans(keys), more)
         if rest:
-            ends = k + main + index[:, None].to(tl.int64) * k_strides[2]
-            scores += tl.dot(turned, tl.trans(load_rows(ends, seen, rest)))
-        scores *= scale
-        scores = _sloped(scores, back, slopes, head, real)
+            scores += tl.dot(
+                turned, tl.trans(load_rows(k + main + place * strides[1][2], seen, rest))
+            )
+        scores = _sloped(scores * scale, back, slopes, head, real)
         scores = tl.where(seen[None, :], scores, float("-inf"))
-        values = keys
-        if v is not None:
-            values = load_rows(v + index[:, None].to(tl.int64) * v_strides[2], seen, width)
+        values = keys if v is None else load_rows(v + place * strides[2][2], seen, width)
         most, total, mixed = mix(scores, values, most, total, mixed)
     if bias is not None:
-        most += far
+        most += _far(bias, strides[3], head, real, distances)  # softmax knows no constants
     write_part(out, lse, (which * parts + part) * group + row, real, most, total, mixed)
 
 
@@ -206,16 +191,32 @@ def load_rows(start, wanted, width: tl.constexpr):
 
 
 @triton.jit
-def _looked_up(bias, stride, far, none, back, first, distances, real):
-    """How much more than `far` [rows] scores gain `back` [block] slots, `none` [rows, block].
+def _begin(x, strides, which, kv_heads: tl.constexpr):
+    """Where one (sequence, key/value head) begins."""
+    return x + which // kv_heads * strides[0] + which % kv_heads * strides[1]
 
-    The slot that lies `first` back begins the block; where all are far, nothing is read.
+
+@triton.jit
+def _far(bias, strides, head, real, distances):
+    """What scores of each head gain by all keys beyond the last distance: [rows]."""
+    look = bias + head * strides[0] + (distances - 1) * strides[1]
+    return tl.load(look, mask=real, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _nearer(none, bias, strides, head, real, back, first, distances):
+    """How much more than by far keys scores gain by `back` [block]: [rows, block], or `none`.
+
+    The slot that lies `first` back begins the block. Of most blocks all keys are far, and
+    nothing is looked up. A product's sum begins with this: added to it, what is looked up
+    keeps a layout of its own, and Triton takes the softmax in both.
     """
-    more = none
     block: tl.constexpr = none.shape[1]
+    more = none
     if first < distances + block - 2:
-        look = bias[:, None] + tl.minimum(back, distances - 1)[None, :] * stride
-        more = tl.load(look, mask=real[:, None], other=0.0).to(tl.float32) - far[:, None]
+        near = tl.minimum(back, distances - 1)[None, :] * strides[1]
+        near = tl.load(bias + head[:, None] * strides[0] + near, mask=real[:, None], other=0.0)
+        more = near.to(tl.float32) - _far(bias, strides, head, real, distances)[:, None]
     return more
 
 
@@ -226,6 +227,13 @@ def _sloped(scores, back, slopes, head, real):
         slope = tl.load(slopes + head, mask=real, other=0.0).to(tl.float32)
         scores -= slope[:, None] * back[None, :].to(tl.float32)
     return scores
+
+
+@triton.jit
+def nothing_yet(rows: tl.constexpr, width: tl.constexpr):
+    """What `mix` begins with: no largest score, no weights, no values."""
+    mixed = tl.zeros((rows, width), tl.float32)
+    return tl.full((rows,), float("-inf"), tl.float32), tl.zeros((rows,), tl.float32), mixed
 
 
 @triton.jit

@@ -102,7 +102,7 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     newest = (results if results.cases(suite) else whole).newest(suite)
     rows = whole.rows()  # oldest first: the order in which a suite runs
     own = {id(record) for record in results.records}
-    main = rows_of_suite(rows, newest)
+    main = rows_of_suite(rows, whole.records, newest)
     first = {id(row) for row in main}
     # Stable: what is left out is not what the page is about, and not the user's.
     rows.sort(key=lambda row: (id(row) in first, id(row.record) in own))

@@ -78,7 +78,7 @@ def _failed(rows: list[Row]) -> list[str]:
 def study_table(results: Results) -> str:
     """The first screen of the suite `attention`: its matrix in short, and what it says."""
     rows = results.rows()
-    main = rows_of_suite(rows, results.newest("attention"))
+    main = rows_of_suite(rows, results.records, results.newest("attention"))
     found = studies_of(main, rows)
     assert found is not None, "the records are of no study"
     shown = found.sections[0].matrix

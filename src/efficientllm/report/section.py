@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from efficientllm.analysis.differences import Difference, Trainings
@@ -9,7 +10,7 @@ from efficientllm.analysis.flag import UNSOUND, Flag
 from efficientllm.analysis.sister import from_sisters
 from efficientllm.analysis.study import Study, studies, trainings, unrun
 from efficientllm.analysis.sweep import Sweep, learning_rate, sweeps
-from efficientllm.analysis.table import Row
+from efficientllm.analysis.table import Row, of_suite
 from efficientllm.record import Record
 from efficientllm.report.charts import Chart
 from efficientllm.report.columns import device, number, with_half_width
@@ -55,13 +56,13 @@ class Studies(NamedTuple):
     quality: Trainings
 
 
-def rows_of_suite(rows: list[Row], newest: Record) -> list[Row]:
-    """What the page is about: the newest record's suite on its machine.
+def rows_of_suite(rows: list[Row], records: Iterable[Record], newest: Record) -> list[Row]:
+    """What the page is about: the newest record's suite on its machine; `rows` are of `records`.
 
     With what another suite measured for it, where it is one of ours.
     """
     name = newest.trial.suite
-    suite = [row for row in rows if row.record.trial.suite == name]
+    suite = of_suite(rows, records, name)
     main = [r for r in suite if r.record.machine.name == newest.machine.name] or suite
     chosen = {id(row) for row in (*main, *from_sisters(main, rows, _cases(name)))}
     return [row for row in rows if id(row) in chosen]
