@@ -100,7 +100,7 @@ def test_an_export_holds_one_suite_where_it_is_named(store: Path) -> None:
 def test_what_cannot_be_written_is_one_line_and_status_three(store: Path, tmp_path: Path) -> None:
     for words in (
         ("export", store, "-o", tmp_path / "no" / "x.csv"),
-        ("report", store, "-o", tmp_path),
+        ("report", store, "-o", tmp_path, "--alone"),
     ):
         result = called(*words)
         assert result.exit_code == 3

@@ -72,7 +72,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
 def test_a_researchers_module_goes_from_its_file_to_a_latex_table(
     tmp_path: Path, inside: Callable[..., Result]
 ) -> None:
-    """What docs/own-attention.md says, word for word but for its smaller sizes."""
+    """What docs/own-attention.md says, word for word but for its smaller sizes and the page."""
     example = ROOT / "examples" / "window_attention.py"
     (tmp_path / example.name).write_bytes(example.read_bytes())
     what = f"{example.name}:WindowAttention"
@@ -91,7 +91,7 @@ def test_a_researchers_module_goes_from_its_file_to_a_latex_table(
     refused = inside("run", "pretrain", *settings)
     assert refused.exit_code == 2
     assert "say --allow-code" in refused.stderr
-    ran = called(tmp_path, "run", "pretrain", *settings, "--allow-code")
+    ran = called(tmp_path, "run", "pretrain", *settings, "--allow-code", "--no-page")
     assert ran.returncode == 0, ran.stderr
     names = ("backbone-tiny-gqa", "backbone-tiny-WindowAttention")
     compared = inside("compare", *names)

@@ -171,12 +171,12 @@ def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @with_triton
 @pytest.mark.usefixtures("by_kernel")
 @pytest.mark.parametrize("adds", ["", "bias", "slopes"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (16, 4), (16, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (8, 2), (16, 1)])
 def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: str) -> None:
     fused = kernels.drawn(2, 1, heads + 5, 64, seed=heads)  # as one product gives q, k and v
     q = fused.transpose(1, 2)[:, :heads]
-    k, v = (kernels.drawn(2, kv_heads, 300, 64, seed=seed) for seed in (1, 2))
-    for at in (0, 127, 128, 299, 700):
+    k, v = (kernels.drawn(2, kv_heads, 200, 64, seed=seed) for seed in (1, 2))
+    for at in (0, 127, 199, 470):  # one slot, a whole part, all, and round again
         positions = Positions(
             slot=torch.tensor([at], device=q.device),
             bias=drawn(33, heads, seed=3).to(q.device).T if adds == "bias" else None,

@@ -53,11 +53,14 @@ def test_the_union_has_the_kinds_that_are_examined_here() -> None:
     ],
 )
 def test_every_attention_of_ours_passes_under_every_encoding(kind: str, position: str) -> None:
+    """Thoroughly once for all encodings that tell a layer nothing: to it they are one."""
     spec = {"preset": "tiny", "attention": kind, "position": position}
-    found = examine(backbone_shape(Backbone.model_validate(spec)), CPU, thorough=True)
+    again = position in ("sinusoidal", "learned")
+    found = examine(backbone_shape(Backbone.model_validate(spec)), CPU, thorough=not again)
     assert [f for f in found if f.verdict == "failed"] == []
     told = {f.name: f.seen for f in found if f.verdict == "told"}
-    assert told.keys() == {"positions", "compile"}, "the stated cost is checked, not only told"
+    more = set() if again else {"compile"}
+    assert told.keys() == {"positions"} | more, "the stated cost is checked, not only told"
     assert ("uses" in told["positions"]) == (position in ("rope", "t5", "alibi"))
 
 
