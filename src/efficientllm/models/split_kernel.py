@@ -74,6 +74,8 @@ def fill_parts(
     A slot may stand for several `tokens` (the mean of a block): it counts from its last on.
     """
     out, lse = found
+    if q.stride(-1) != 1:  # a head's numbers are read side by side
+        q = q.contiguous()
     (batch, kv_heads, group, size), width = q.shape, out.shape[-1]
     main = width if v is None else size
     taken = tiles(group, size, width, size if v is None else size + width)
@@ -170,7 +172,7 @@ def _part(
         values = keys if v is None else load_rows(v + place * strides[2][2], seen, width)
         most, total, mixed = mix(scores, values, most, total, mixed)
     if bias is not None:
-        most += _far(bias, strides[3], head, real, distances)  # softmax knows no constants
+        most += _far(bias, strides[3], head, real, distances)  # what all keys gain alike
     write_part(out, lse, (which * parts + part) * group + row, real, most, total, mixed)
 
 

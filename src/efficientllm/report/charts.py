@@ -22,6 +22,9 @@ PALETTE = [
     *("#5bb0c9", "#d1495b", "#7a6ff0", "#8a8f98", "#6b8e23"),
 ]
 FONT = "Arial, Helvetica, sans-serif"
+_VALUES = "values"
+"""What charts call the data that they are drawn with."""
+
 WIDE = 20.0
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
 
@@ -71,7 +74,7 @@ def memory_split(rows: list[Row]) -> Chart:
 
     def draw(alt: Any) -> Any:
         return (
-            alt.Chart(alt.Data(values=values))
+            undrawn(alt)
             .mark_bar(size=14)
             .encode(
                 y=alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=220)),
@@ -84,7 +87,7 @@ def memory_split(rows: list[Row]) -> Chart:
             .properties(width=340, height=alt.Step(22))
         )
 
-    return drawn(title, draw)
+    return drawn(title, values, draw)
 
 
 def latency_energy(rows: list[Row]) -> Chart:
@@ -151,7 +154,7 @@ def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
     heights = [value["y"] for value in values]
 
     def draw(alt: Any) -> Any:
-        base = alt.Chart(alt.Data(values=values)).encode(
+        base = undrawn(alt).encode(
             x=alt.X("x:Q", title=x, scale=scale_of(alt, [v["x"] for v in values])),
             y=alt.Y("y:Q", title=y, scale=scale_of(alt, heights, domain_of(heights))),
         )
@@ -167,7 +170,7 @@ def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
         return alt.layer(dots, rings).properties(width=340, height=240)
 
     many = len({value["row"] for value in values}) > MAX_LINES
-    return drawn(title, draw, ("More cases than colours: colours repeat.",) if many else ())
+    return drawn(title, values, draw, ("More cases than colours: colours repeat.",) if many else ())
 
 
 def scale_of(alt: Any, values: list[float], domain: list[float] | None = None) -> Any:
@@ -186,16 +189,28 @@ def domain_of(values: list[float]) -> list[float]:
     return [low - margin, high + margin]
 
 
-def drawn(title: str, draw: Callable[[Any], Any], notes: tuple[str, ...] = ()) -> Chart:
-    """A chart as the page holds it, drawn by a function of altair."""
+def drawn(
+    title: str,
+    values: list[dict[str, Any]],
+    draw: Callable[[Any], Any],
+    notes: tuple[str, ...] = (),
+) -> Chart:
+    """A chart of values as the page holds it, described by a function of altair from `undrawn`."""
     try:
         import altair as alt
         import vl_convert
     except ImportError as error:
         return Chart(title, "", f"charts need the package {error.name}")
     # Checking against the grammar takes half as long as drawing; a test does it for all kinds.
-    svg = vl_convert.vegalite_to_svg(_styled(draw(alt)).to_dict(validate=False))
+    with alt.utils.schemapi.debug_mode(False):
+        described = _styled(draw(alt)).to_dict(validate=False)
+    svg = vl_convert.vegalite_to_svg(described | {"datasets": {_VALUES: values}})
     return Chart(title, _inline(svg), notes=notes)
+
+
+def undrawn(alt: Any) -> Any:
+    """A chart of the values that `drawn` is given: altair copies what it holds at every step."""
+    return alt.Chart(alt.NamedData(_VALUES))
 
 
 def colours(alt: Any) -> Any:

@@ -23,6 +23,7 @@ from efficientllm.report.charts import (
     drawn,
     scale_of,
     sized,
+    undrawn,
     without_colour,
 )
 
@@ -141,7 +142,7 @@ def _cost_chart(family: Family, variants: list[str]) -> Chart:
     heights = [cost["y"] for cost in values]
 
     def draw(alt: Any) -> Any:
-        base = alt.Chart(alt.Data(values=values)).encode(
+        base = undrawn(alt).encode(
             x=alt.X(
                 "x:Q",
                 title="tokens of context" if family.what != "Training" else "sequence length",
@@ -160,7 +161,7 @@ def _cost_chart(family: Family, variants: list[str]) -> Chart:
     one_run = any(cost.basis == "within-run" for cost in drawn_ones)
     bars = ("Bars of fewer than three trials are within one run.",) if one_run else ()
     notes = (*_told(found, family), *family.left_out, *without_colour(variants), *bars)
-    return drawn(f"{family.what}, {family.where}", draw, notes)
+    return drawn(f"{family.what}, {family.where}", values, draw, notes)
 
 
 def _told(found: list[Crossing], family: Family) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from efficientllm.report.charts import (
     drawn,
     scale_of,
     sized,
+    undrawn,
     without_colour,
 )
 from efficientllm.report.spent import Spent, seen, spent
@@ -63,7 +64,7 @@ def _curves(
 
     def draw(alt: Any) -> Any:
         heights = [v["y"] for v in values]
-        base = alt.Chart(alt.Data(values=values)).encode(
+        base = undrawn(alt).encode(
             x=alt.X("x:Q", title=unit, scale=scale_of(alt, [v["x"] for v in values])),
             y=alt.Y("y:Q", title="bits per byte", scale=alt.Scale(domain=domain_of(heights))),
             color=alt.Color(
@@ -81,7 +82,7 @@ def _curves(
         means = base.mark_line(strokeWidth=2).transform_filter("datum.seed === 'all'")
         return sized(alt.layer(seeds, means))
 
-    return drawn(title, draw, (*_dashed(cost.rows), *cost.notes, *without_colour(variants)))
+    return drawn(title, values, draw, (*_dashed(cost.rows), *cost.notes, *without_colour(variants)))
 
 
 def _dashed(rows: dict[str, Row]) -> list[str]:
@@ -180,7 +181,7 @@ def _bars(
     def draw(alt: Any) -> Any:
         height = alt.Scale(zero=False, domain=domain_of(ends))
         y = alt.Y("y:Q", title="bits per byte", scale=height)
-        base = alt.Chart(alt.Data(values=values)).encode(
+        base = undrawn(alt).encode(
             x=alt.X("x:Q", title=axis, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5)),
             color=alt.Color(
                 "row:N", scale=coloured(alt, [v["row"] for v in values], variants), title=None
@@ -192,7 +193,7 @@ def _bars(
             alt.layer(rules, dots(base, y), rings.transform_filter("datum.front === true"))
         )
 
-    return drawn(title, draw, notes)
+    return drawn(title, values, draw, notes)
 
 
 def cache_per_token(row: Row) -> float | None:
