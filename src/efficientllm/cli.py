@@ -240,10 +240,11 @@ def export(
 
     with explained():
         results = _load(store)
-        rows = results.rows()
+        rows, along = results.rows(), results.probes()
         if suite:
             rows = of_suite(rows, results.records, suite)
-        content = export_rows(rows, form, results.probes())
+            along += results.repeated(rows, suite)
+        content = export_rows(rows, form, along)
         if output is None:
             sys.stdout.buffer.write(content)
         else:

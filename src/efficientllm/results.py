@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from efficientllm.analysis.compare import Comparison, compare
+from efficientllm.analysis.replicates import shared
 from efficientllm.analysis.study import variant
 from efficientllm.analysis.table import Row, rows
 from efficientllm.damage import damage
@@ -58,6 +59,15 @@ class Results(NamedTuple):
         """What suites, or the one that is named, measured: all that is no probe."""
         found = (r for r in self.records if r.case["workload"]["kind"] != "probe")
         return [record for record in found if suite in ("", record.trial.suite)]
+
+    def repeated(self, rows: list[Row], suite: str) -> list[Record]:
+        """Records of a suite whose place in its rows another suite's have taken.
+
+        Without them, nobody who reads these rows again knows them for the suite's.
+        """
+        shown = {id(view.record) for row in rows for view in row.views}
+        others = {shared(row.record) for row in rows if row.record.trial.suite != suite}
+        return [r for r in self.cases(suite) if id(r) not in shown and shared(r) in others]
 
     def newest(self, suite: str = "") -> Record:
         """The newest case, or the newest of a suite; raises SpecError where there is none."""

@@ -150,13 +150,20 @@ def test_interrupts_at_random_moments_leave_a_store_that_loads(
 
 def _interrupted(suite: Suite, store: Store, seconds: float) -> bool:
     """Run until one more trial is finished and so much time has passed, then Ctrl-C; was it?"""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    sent = threading.Event()
+
+    def send() -> None:
+        sent.set()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(seconds, send)
     events = Events(finished=lambda *_: None if timer.ident else timer.start())
     try:
         run_suite(suite, store, Options(), events)
     except Interrupted as told:
         return "SIGINT" in str(told)
     else:
+        assert not sent.is_set(), "a Ctrl-C that nobody heard"
         return False
     finally:
         timer.cancel()

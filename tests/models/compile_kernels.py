@@ -81,7 +81,7 @@ def decode(batch: int, kv_heads: int, group: int, size: int, chunk: int) -> None
 def distances() -> None:
     """One token with what depends on distance."""
     q, k = (torch.empty((1, 4, n, 64), **HALF) for n in (4, 640))
-    for bias, slopes in ((torch.empty((16, 33)), None), (None, torch.empty(16))):
+    for bias, slopes in ((torch.empty((33, 16)).T, None), (None, torch.empty(16))):
         attend_parts(q, k, k, SLOT, bias, slopes, 128, 64, 0.1)
 
 
@@ -146,8 +146,8 @@ LARGEST = (
 """Every kernel, at the largest sizes that are tried: for both cards."""
 
 OTHERS = (
-    partial(branches, 7, 64),
-    partial(rows, 16, 64),
+    partial(branches, 7, 128),
+    *(partial(rows, 16, size) for size in (128, 64)),
     partial(decode, 1, 1, 16, 64, 640),
     *(partial(vector, columns) for columns in (896, 96)),
 )

@@ -176,7 +176,7 @@ def test_the_kernel_gives_what_products_give(heads: int, kv_heads: int, adds: st
     fused = kernels.drawn(2, 1, heads + 5, 64, seed=heads)  # as one product gives q, k and v
     q = fused.transpose(1, 2)[:, :heads]
     k, v = (kernels.drawn(2, kv_heads, 200, 64, seed=seed) for seed in (1, 2))
-    for at in (0, 127, 199, 470):  # one slot, a whole part, all, and round again
+    for at in (0, 127, 128, 199, 470):  # the last two: all, and round again
         positions = Positions(
             slot=torch.tensor([at], device=q.device),
             bias=drawn(33, heads, seed=3).to(q.device).T if adds == "bias" else None,

@@ -27,7 +27,7 @@ ON_CARD = [
 ]
 INTERPRETED = [
     (1, 16, 1, 28, Sparse(block=8, selected=2, window=8), 1000, 16),
-    (2, 4, 2, 19, Sparse(block=4, selected=3, window=8), 8, 16),  # some queries at a time
+    (2, 16, 2, 19, Sparse(block=4, selected=3, window=8), 8, 16),  # some queries at a time
     (1, 14, 2, 24, Sparse(block=4, selected=4, window=8), 7, 16),  # groups of seven
     (1, 2, 1, 3, Sparse(block=4, selected=4, window=8), 1000, 16),  # not one whole block
 ]

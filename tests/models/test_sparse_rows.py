@@ -85,7 +85,7 @@ ON_CARD = [
 ]
 INTERPRETED = [
     (1, 16, 1, 85, Sparse(block=16, selected=4, window=32), 1000, 16),
-    (2, 4, 2, 21, Sparse(block=4, selected=4, window=32), 16, 16),
+    (2, 8, 2, 21, Sparse(block=4, selected=4, window=32), 16, 16),
     (1, 32, 2, 26, Sparse(block=8, selected=1, window=8), 7, 16),
     (1, 128, 1, 20, Sparse(block=4, selected=16, window=8), 3, 16),
     (1, 2, 2, 15, Sparse(block=16, selected=4, window=8), 1000, 16),

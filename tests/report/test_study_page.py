@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from efficientllm.analysis.crossover import Crossing
 from efficientllm.analysis.differences import Trainings
 from efficientllm.analysis.flag import Flag
 from efficientllm.analysis.study import Study, studies, trainings
-from efficientllm.analysis.table import Row, rows
+from efficientllm.analysis.table import Row, of_suite, rows
 from efficientllm.analysis.work import training_precision
 from efficientllm.cost import cache_bytes
 from efficientllm.report import html, section
@@ -30,7 +31,7 @@ from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart,
 from efficientllm.report.matrix import Matrix, matrix
 from efficientllm.report.section import rows_of_suite, studies_of
 from efficientllm.report.spent import spent
-from efficientllm.results import Results
+from efficientllm.results import Results, load
 from tests import samples
 from tests.report import architecture_samples as made
 from tests.report.test_html import Structure, pair
@@ -295,7 +296,9 @@ def test_a_study_of_positions_names_the_kernels_and_finds_its_rotary_rows() -> N
     assert not [ask for ask in shown().asks if ask.head == "kernel"]
 
 
-def test_what_another_suite_has_measured_again_stays_in_the_suite_that_measured_it() -> None:
+def test_what_another_suite_has_measured_again_stays_in_the_suite_that_measured_it(
+    tmp_path: Path,
+) -> None:
     """Else the suite would fall back to what an older version of a library gave."""
     old = position("rope", 0, "attention").model_copy(update={"env_id": "0" * 64})
     mine = [position("rope", 1, "attention"), position("alibi", 2, "attention")]
@@ -306,6 +309,20 @@ def test_what_another_suite_has_measured_again_stays_in_the_suite_that_measured_
     found = studies(main)[0].at("rope", "pretrain", main[0].point)
     assert found is not None
     assert found.record is again
+    whole, path = Results(tuple(records)), tmp_path / "attention.jsonl"
+    path.write_bytes(export(main, "jsonl", whole.repeated(main, "attention")))
+    read = load(path)
+    names = [row.name for row in of_suite(read.rows(), read.records, "attention")]
+    assert names == [row.name for row in main], "exported, it stays so"
+
+
+def test_a_glance_under_another_suite_is_none_of_a_suites_rows() -> None:
+    lost = position("rope", 0, "attention")
+    lost = lost.model_copy(update={"points": (), "outcome": r.Outcome(status="crash", reason="x")})
+    glance = position("rope", 1, "scratch", protocol={"profile": "smoke", "trials": None})
+    records = [lost, position("alibi", 2, "attention"), glance]
+    main = of_suite(rows(records), records, "attention")
+    assert {row.record.trial.suite for row in main} == {"attention"}
 
 
 def test_what_failed_a_check_is_shown_and_no_sentence_names_it(

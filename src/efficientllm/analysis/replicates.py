@@ -24,12 +24,17 @@ def replicates(records: Iterable[Record], ceilings: dict[str, Ceiling]) -> list[
             continue
         ceiling = ceilings.get(record.machine.name, Ceiling())
         for point in _points(record):
-            key = (record.trial.case_id, record.env_id, point.point_id)
+            key = (*shared(record), point.point_id)
             rounds, view = grouped.setdefault(key, {}), View(record, point, ceiling)
             if _replaces(view, rounds.get(record.trial.round)):
                 rounds[record.trial.round] = view
     standing = _without_older_failures(grouped)
     return [tuple(by_round[r] for r in sorted(by_round)) for by_round in standing]
+
+
+def shared(record: Record) -> tuple[str, str]:
+    """What a row's replicates have in common, beside the point: the case and the environment."""
+    return record.trial.case_id, record.env_id
 
 
 def _replaces(later: View, known: View | None) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from efficientllm.analysis.checks import Flag, flags
 from efficientllm.analysis.flag import UNSOUND
-from efficientllm.analysis.replicates import replicates
+from efficientllm.analysis.replicates import replicates, shared
 from efficientllm.analysis.stats import (
     BLOCKS,
     MIN_FOR_INTERVAL,
@@ -216,10 +216,14 @@ def of_suite(rows: list[Row], records: Iterable[Record], suite: str) -> list[Row
     """Those of the rows that a suite measured, also where another has repeated it since.
 
     `records` are what the rows were grouped from; the newest of a row may be of any suite that
-    has the same case.
+    has the same case, but a smoke run is nobody's but its own suite's.
     """
-    own = {(r.trial.case_id, r.env_id) for r in records if r.trial.suite == suite}
-    return [row for row in rows if (row.record.trial.case_id, row.record.env_id) in own]
+    own = {shared(record) for record in records if record.trial.suite == suite}
+    return [
+        row
+        for row in rows
+        if row.record.trial.suite == suite or (shared(row.record) in own and not row.of_smoke)
+    ]
 
 
 def _with_references(made: list[Row]) -> list[Row]:

@@ -74,7 +74,7 @@ def export(rows: list[Row], form: str, probes: Collection[Record] = ()) -> bytes
     """The rows in a format; ValueError for one that does not exist, or without rows.
 
     `probes` are what `doctor` measured: whole records take them along, because they are the
-    ceilings that the rows' `roofline_share` divides by.
+    ceilings that the rows' `roofline_share` divides by; and whatever else goes with the rows.
     """
     return exports(rows, (form,), probes)[form]
 
