@@ -25,6 +25,7 @@ from efficientllm.models.merge_kernel import MOST_NUMBERS, merge
 from efficientllm.models.sparse_rows import MEANS
 from efficientllm.models.sparse_rows_kernel import ranked
 from efficientllm.models.split_kernel import (
+    begin,
     fill_parts,
     load_rows,
     mix,
@@ -217,7 +218,7 @@ def _choose(
         total = total * tl.exp(most - higher) + tl.exp(score - higher)
         most = higher
     sums = most + tl.log(total)
-    block_k += which // kv_heads * strides[0] + which % kv_heads * strides[1]
+    block_k = begin(block_k, strides, which, kv_heads)
     shares += which * blocks
     for start in range(0, whole, means):
         index = start + tl.arange(0, means)
@@ -266,8 +267,8 @@ def _tiles(
     row = tl.arange(0, rows)
     real = row < group
     query = load_rows(q + (which * group + row[:, None]) * size, real, size)
-    k += which // kv_heads * k_strides[0] + which % kv_heads * k_strides[1]
-    v += which // kv_heads * v_strides[0] + which % kv_heads * v_strides[1]
+    k = begin(k, k_strides, which, kv_heads)
+    v = begin(v, v_strides, which, kv_heads)
     at = tl.load(slot).to(tl.int32)
     most, total, mixed = nothing_yet(rows, size)
     for i in range(tiles):

@@ -144,11 +144,11 @@ def _part(
     follow(chained)  # the newest slot was written just now, and so was the query
     row, kv_head = tl.arange(0, rows), which % kv_heads
     real, head = row < group, kv_head * group + row
-    q = _begin(q, strides[0], which, kv_heads) + row[:, None] * strides[0][2]
+    q = begin(q, strides[0], which, kv_heads) + row[:, None] * strides[0][2]
     query = load_rows(q, real, main)
     turned = load_rows(q + main, real, rest) if rest else 0
-    k = _begin(k, strides[1], which, kv_heads)
-    v = None if v is None else _begin(v, strides[2], which, kv_heads)
+    k = begin(k, strides[1], which, kv_heads)
+    v = None if v is None else begin(v, strides[2], which, kv_heads)
     # A ring is filled from its start, and wholly once it has gone round.
     at = (tl.load(slot).to(tl.int32) + 1) // tokens - 1
     last = tl.minimum(tl.minimum(at + 1, slots), (part + 1) * chunk)
@@ -193,7 +193,7 @@ def load_rows(start, wanted, width: tl.constexpr):
 
 
 @triton.jit
-def _begin(x, strides, which, kv_heads: tl.constexpr):
+def begin(x, strides, which, kv_heads: tl.constexpr):
     """Where one (sequence, key/value head) begins."""
     return x + which // kv_heads * strides[0] + which % kv_heads * strides[1]
 

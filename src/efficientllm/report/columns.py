@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from efficientllm.analysis.replicates import shared
 from efficientllm.analysis.stats import Interval
 from efficientllm.analysis.study import size, variant
 from efficientllm.analysis.table import Cell, Row
@@ -259,7 +260,7 @@ def told_apart(rows: list[Row]) -> list[str]:
     for word in more:
         owners: dict[str, set[tuple[str, str]]] = {}
         for text, row in zip(labels, rows, strict=True):
-            owners.setdefault(text, set()).add((row.record.trial.case_id, row.record.env_id))
+            owners.setdefault(text, set()).add(shared(row.record))
         labels = [
             f"{text} {word(row)}".rstrip() if len(owners[text]) > 1 else text
             for text, row in zip(labels, rows, strict=True)

@@ -70,29 +70,29 @@ def flat(row: Row) -> dict[str, Any]:
     return values
 
 
-def export(rows: list[Row], form: str, probes: Collection[Record] = ()) -> bytes:
+def export(rows: list[Row], form: str, along: Collection[Record] = ()) -> bytes:
     """The rows in a format; ValueError for one that does not exist, or without rows.
 
-    `probes` are what `doctor` measured: whole records take them along, because they are the
-    ceilings that the rows' `roofline_share` divides by; and whatever else goes with the rows.
+    Whole records take others `along`: what `doctor` measured, because the rows' `roofline_share`
+    is divided by it, and what a suite had measured before another did so again.
     """
-    return exports(rows, (form,), probes)[form]
+    return exports(rows, (form,), along)[form]
 
 
 def exports(
-    rows: list[Row], forms: Iterable[str], probes: Collection[Record] = ()
+    rows: list[Row], forms: Iterable[str], along: Collection[Record] = ()
 ) -> dict[str, bytes]:
     """The rows in several formats, as `export` gives each."""
     if not rows:
         raise ValueError("there are no records to export")
     public = public_rows(rows)
-    return {form: _written(public, form, probes) for form in forms}
+    return {form: _written(public, form, along) for form in forms}
 
 
-def _written(rows: list[Row], form: str, probes: Collection[Record]) -> bytes:
+def _written(rows: list[Row], form: str, along: Collection[Record]) -> bytes:
     match form:
         case "jsonl":
-            return _jsonl(rows, probes)
+            return _jsonl(rows, along)
         case "csv":
             return _csv(rows)
         case "parquet":
@@ -105,10 +105,10 @@ def _written(rows: list[Row], form: str, probes: Collection[Record]) -> bytes:
             raise ValueError(f"no format is called {form!r}; there is {', '.join(FORMATS)}")
 
 
-def _jsonl(rows: list[Row], probes: Iterable[Record]) -> bytes:
-    """Whole public records, one a line: raw samples included, probes of the same machines."""
+def _jsonl(rows: list[Row], along: Iterable[Record]) -> bytes:
+    """Whole public records, one a line: with raw samples; what goes along, of the same machines."""
     machines = {row.record.machine.name for row in rows}
-    records = {id(r): public_record(r) for r in probes if r.machine.name in machines}
+    records = {id(r): public_record(r) for r in along if r.machine.name in machines}
     records |= {id(view.record): view.record for row in rows for view in row.views}
     return b"".join(record.model_dump_json().encode() + b"\n" for record in records.values())
 
