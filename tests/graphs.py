@@ -1,12 +1,27 @@
-"""A stand-in for CUDA graphs: what is captured runs as it is, reading where it was captured."""
+"""Stand-ins for what captures and what compiles: what was given to them runs as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, fx
 
 from efficientllm.workloads import graphs
+
+
+def write_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace and differentiate as Inductor does, with the options it takes, and stop there.
+
+    Its kernels for a CPU take twenty seconds of a C++ compiler for the smallest layer.
+    """
+
+    def traced(graph: fx.GraphModule, inputs: list[Tensor], **_: Any) -> Any:
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", traced)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:

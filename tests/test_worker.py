@@ -21,6 +21,7 @@ from efficientllm.record import Unsupported
 from efficientllm.spec.case import Case
 from efficientllm.worker import _whole, outcome_of
 from efficientllm.workloads.train import NotFinite, Train
+from tests.graphs import write_no_kernels
 from tests.trials import story_of
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory"
@@ -147,6 +148,7 @@ def test_compiling_processes_start_before_the_model_is_loaded(
 
     monkeypatch.setattr(worker, "start_compilers", lambda wanted, _: done.append(wanted))
     monkeypatch.setattr(worker, "assemble", told)
+    write_no_kernels(monkeypatch)
     ran(tmp_path, cache, {"compile": "layer"})
     assert done == ["layer", "load"]
 

@@ -21,6 +21,7 @@ from efficientllm.workloads.batches import Stream
 from efficientllm.workloads.generate import Generate
 from efficientllm.workloads.train import Train
 from tests import tiny
+from tests.graphs import write_no_kernels
 
 CUDA = Device(torch.device("cuda", 0), graphs=True)
 
@@ -103,7 +104,10 @@ def test_only_decode_steps_have_the_options_of_a_step(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("dynamo")
-def test_layers_share_one_graph_of_prompts_and_one_of_steps_with_options_of_their_own() -> None:
+def test_layers_share_one_graph_of_prompts_and_one_of_steps_with_options_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_no_kernels(monkeypatch)
     model = tiny.decoder(tiny.shape(layers=3)).eval()
     expected = generated(model)
     compiling.compile_layers(model.model.layers, step={"triton.enable_pdl": True})
