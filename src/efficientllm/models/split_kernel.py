@@ -151,16 +151,16 @@ def _part(
     v = None if v is None else begin(v, strides[2], which, kv_heads)
     # A ring is filled from its start, and wholly once it has gone round.
     at = (tl.load(slot).to(tl.int32) + 1) // tokens - 1
-    last = tl.minimum(tl.minimum(at + 1, slots), (part + 1) * chunk)
+    last, newest = tl.minimum(tl.minimum(at + 1, slots), (part + 1) * chunk), at % slots
     most, total, mixed = nothing_yet(rows, width)
     for start in range(part * chunk, last, block):
         index = start + tl.arange(0, block)
-        seen, back = index < last, tl.maximum(at - index, 0) % slots
+        seen, back = index < last, _back(newest, index, slots)
         place = index[:, None].to(tl.int64)
         keys = load_rows(k + place * strides[1][2], seen, main)
         more = tl.zeros((rows, block), tl.float32)
         if bias is not None:
-            first = (at - start) % slots
+            first = _back(newest, start, slots)
             more = _nearer(more, bias, strides[3], head, real, back, first, distances) / scale
         scores = tl.dot(query, tl.trans(keys), more)
         if rest:
@@ -196,6 +196,17 @@ def load_rows(start, wanted, width: tl.constexpr):
 def begin(x, strides, which, kv_heads: tl.constexpr):
     """Where one (sequence, key/value head) begins."""
     return x + which // kv_heads * strides[0] + which % kv_heads * strides[1]
+
+
+@triton.jit
+def _back(newest, index, slots):
+    """How many tokens a slot of a ring, or each of some, lies before the newest.
+
+    By a comparison, not a remainder: of what a program with slopes does a tile, that was an
+    eighth. Nothing below zero either, where there is no slot and a bias is looked up all the same.
+    """
+    back = newest - index
+    return tl.maximum(tl.where(back < 0, back + slots, back), 0)
 
 
 @triton.jit
