@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 
 from efficientllm import record as r
+from efficientllm.analysis.study import studies
 from efficientllm.analysis.table import rows
-from efficientllm.report import charts
-from efficientllm.report.charts import quality_cost, stage_charts
-from efficientllm.report.html import _charted, page
+from efficientllm.report import charts, table_charts
+from efficientllm.report.html import page
+from efficientllm.report.table_charts import (
+    charted,
+    charts_of_rows,
+    charts_of_study,
+    named,
+    quality_cost,
+)
 from efficientllm.results import Results
 from tests import samples
 from tests.report import architecture_samples as made
@@ -21,7 +28,7 @@ from tests.report.test_html import pair
 INT4 = samples.case(name="generate-int4", technique="int4")
 
 
-def named(svg: str) -> set[str]:
+def names_in(svg: str) -> set[str]:
     return set(re.findall(r"row: (bf16|int4)", svg))
 
 
@@ -35,13 +42,13 @@ def ringed(svg: str) -> list[str]:
 
 def test_a_stage_has_its_three_charts_of_the_rows_that_ended_well() -> None:
     lost = samples.record(INT4, outcome=r.Outcome(status="crash", reason="no kernel"))
-    found = stage_charts(rows([samples.record(), lost]))
+    found = charts_of_rows(rows([samples.record(), lost]))
     assert [chart.title.split(" (")[0] for chart in found] == [
         "Where the memory goes",
         "Time against energy, per token",
         "Quality against time",
     ]
-    assert [named(chart.svg) for chart in found] == [{"bf16"}] * 3
+    assert [names_in(chart.svg) for chart in found] == [{"bf16"}] * 3
 
 
 def test_every_chart_keeps_to_the_grammar_that_pages_do_not_check(
@@ -63,32 +70,55 @@ def test_every_chart_keeps_to_the_grammar_that_pages_do_not_check(
 
 
 def test_a_chart_holds_only_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charts, "MAX_MARKS", 1)
-    assert [named(chart.svg) for chart in stage_charts(rows(pair()))] == [{"bf16"}] * 3
+    monkeypatch.setattr(table_charts, "MAX_MARKS", 1)
+    assert [names_in(chart.svg) for chart in charts_of_rows(rows(pair()))] == [{"bf16"}] * 3
+
+
+def test_a_studys_charts_show_what_stands_in_it_by_its_variants_names() -> None:
+    """Memory at one point, time at all; a row that a newer one stands for is in neither."""
+    found = [
+        samples.record(
+            samples.case(name=name, model=made.model(name)),
+            env_id=env * 64,
+            started_at=f"2026-01-0{env}T00:00:00+00:00",
+            windows=samples.generate_windows(tpot=0.01 / int(env)),
+        )
+        for env in "12"
+        for name in ("mha", "gqa")
+    ]
+    study = studies(rows(found))[0]
+    assert len(study.rows()) == 4
+    memory, time, quality = charts_of_study(study, "generate")
+    assert memory.title == "Where the memory goes, 30M-h16, batch 1, 1,024 tokens"
+    assert set(re.findall(r"row: ([^;\"]+)", memory.svg)) == {"mha", "gqa"}
+    assert time.title == "Time against energy, per token, 30M-h16"
+    for chart in (time, quality):
+        dots = re.findall(r"milliseconds per token: ([\d.]+);[^<>]*row: (\w+)", chart.svg)
+        assert sorted(dots) == [("5", "gqa"), ("5", "mha")], "none of the old"
 
 
 def test_what_is_never_ranked_is_no_dot_of_quality() -> None:
     smoke = samples.record(INT4, protocol={"profile": "smoke"})
-    assert named(quality_cost(rows([samples.record(), smoke])).svg) == {"bf16"}
-    assert quality_cost(rows([smoke])).reason == "no ranked row"
+    assert names_in(quality_cost(named(rows([samples.record(), smoke]))).svg) == {"bf16"}
+    assert quality_cost(named(rows([smoke]))).reason == "no ranked row"
 
 
 def test_scores_of_weights_that_nobody_trained_are_no_dot_of_quality() -> None:
     random = samples.record(INT4, build=samples.build(weights="random"))
-    assert named(quality_cost(rows([samples.record(), random])).svg) == {"bf16"}
+    assert names_in(quality_cost(named(rows([samples.record(), random]))).svg) == {"bf16"}
 
 
 def test_a_dot_is_ringed_that_nothing_beats_on_the_same_text_at_the_same_point() -> None:
     fast = {"windows": samples.generate_windows(tpot=0.005)}
     better = samples.record(INT4, **fast)
-    assert ringed(quality_cost(rows([samples.record(), better])).svg) == ["5"]
-    assert ringed(quality_cost(rows([better])).svg) == [], "it had nothing to beat"
+    assert ringed(quality_cost(named(rows([samples.record(), better]))).svg) == ["5"]
+    assert ringed(quality_cost(named(rows([better]))).svg) == [], "it had nothing to beat"
     other = samples.scores().model_copy(update={"text_sha256": "b" * 64})
     elsewhere = samples.record(INT4, scores=other, **fast)
-    assert ringed(quality_cost(rows([samples.record(), elsewhere])).svg) == []
+    assert ringed(quality_cost(named(rows([samples.record(), elsewhere]))).svg) == []
     points = {"kind": "generate", "points": {"batch": [1], "context": [2048]}}
     longer = samples.record(samples.case(workload=points), **fast)
-    assert ringed(quality_cost(rows([samples.record(), longer])).svg) == []
+    assert ringed(quality_cost(named(rows([samples.record(), longer]))).svg) == []
 
 
 def test_the_charts_of_a_table_hold_rows_of_one_suite_on_one_machine() -> None:
@@ -99,8 +129,8 @@ def test_the_charts_of_a_table_hold_rows_of_one_suite_on_one_machine() -> None:
         made.in_suite(samples.record(INT4), "attention", 2),
     ]
     older, foreign, newest = rows(records)
-    assert _charted([older, foreign, newest], [older]) == [older], "what the page is about"
-    assert _charted([older, foreign, newest], []) == [newest]
+    assert charted([older, foreign, newest], [older]) == [older], "what the page is about"
+    assert charted([older, foreign, newest], []) == [newest]
 
 
 @pytest.mark.parametrize("curve", [True, False])

@@ -13,10 +13,10 @@ import pytest
 from efficientllm.analysis.table import Row, rows
 from efficientllm.metrics import METRICS
 from efficientllm.record import Examined, Finding, Outcome
-from efficientllm.report.charts import latency_energy
 from efficientllm.report.export import export, flat, public_record
 from efficientllm.report.html import page
 from efficientllm.report.public import without_paths
+from efficientllm.report.table_charts import latency_energy, named
 from efficientllm.results import Results, load, read_published
 from tests import samples
 from tests.report import architecture_samples as made
@@ -102,11 +102,13 @@ def test_an_invalid_value_is_marked_in_every_format_and_drawn_in_no_chart() -> N
     assert markdown.count("\u2020") == 2, "the value and what the mark means"
     assert latex.count(r"$^\dagger$") == 2
     assert "\u2020" not in export(rows([samples.record()]), "md").decode()
-    assert latency_energy(table).svg == ""
+    assert latency_energy(named(table)).svg == ""
     assert "\u2020" not in visible(page(Results(tuple(bad)))), "the page strikes it through"
     compiled = [w.model_copy(update={"recompiles": 1}) for w in samples.generate_windows()]
-    assert latency_energy(rows([samples.record(windows=compiled)])).svg == "", "nor its seconds"
-    assert latency_energy(rows([samples.record()])).svg
+    assert latency_energy(named(rows([samples.record(windows=compiled)]))).svg == "", (
+        "nor its seconds"
+    )
+    assert latency_energy(named(rows([samples.record()]))).svg
 
 
 def visible(text: str) -> str:

@@ -68,7 +68,11 @@ def test_no_row_is_weighed_where_leaving_out_drawings_is_enough(
         return "x" * (10 * shown + 50 * drawn)
 
     assert len(html._fitting(text, 20, 5)) == 10 * 20 + 50 * html.DRAWN
-    assert rendered == [(20, 20), (20, html.DRAWN)]
+    assert rendered == [(20, html.DRAWN), (20, 20)]
+    rendered.clear()
+    monkeypatch.setattr(html, "MAX_BYTES", 790)
+    html._fitting(text, 20, 5)
+    assert (20, 20) not in rendered, "more drawings where there is no room for fewer"
 
 
 def test_no_link_leads_to_a_row_that_there_was_no_room_for(

@@ -20,7 +20,7 @@ from efficientllm.cost import cache_bytes
 from efficientllm.report import html, section
 from efficientllm.report.answer import largest, study_headline
 from efficientllm.report.cells import Cell
-from efficientllm.report.charts import PALETTE, latency_energy, memory_split
+from efficientllm.report.charts import PALETTE
 from efficientllm.report.columns import told_apart
 from efficientllm.report.contexts import Family, _told, cost_charts, families
 from efficientllm.report.downloads import downloads
@@ -31,6 +31,7 @@ from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart,
 from efficientllm.report.matrix import Matrix, matrix
 from efficientllm.report.section import rows_of_suite, studies_of
 from efficientllm.report.spent import spent
+from efficientllm.report.table_charts import latency_energy, memory_split, named
 from efficientllm.results import Results, load
 from tests import samples
 from tests.report import architecture_samples as made
@@ -940,7 +941,7 @@ def test_cases_of_one_name_and_two_sizes_are_told_apart() -> None:
     assert "| case | point | n |" in one
     assert told_apart(table) == ["train-4096-gqa 0.5B-h16", "train-4096-gqa 1.5B-h16"]
     assert told_apart(table[:1]) == ["train-4096-gqa"]
-    memory = memory_split(table)
+    memory = memory_split(named(table))
     for preset in ("0.5B-h16", "1.5B-h16"):
         assert f"train-4096-gqa {preset} b8 c4096" in memory.svg, "bars of two would be one bar"
 
@@ -948,8 +949,8 @@ def test_cases_of_one_name_and_two_sizes_are_told_apart() -> None:
 def test_colours_that_repeat_are_said_to() -> None:
     many = [made.pretrain(a, n) for a in made.VARIANTS for n in (4096, 16384)]
     repeat = "More cases than colours: colours repeat."
-    assert repeat in latency_energy(rows(many)).notes
-    assert repeat not in latency_energy(rows(many[:10])).notes
+    assert repeat in latency_energy(named(rows(many))).notes
+    assert repeat not in latency_energy(named(rows(many[:10]))).notes
 
 
 def test_one_case_under_two_softwares_has_two_labels() -> None:

@@ -118,7 +118,7 @@ class Row:
             text = f"its trials were made by {len(versions)} versions of this tool's code"
             yield Flag("MIXED_CODE", "info", "all", text)
 
-    @property
+    @cached_property
     def ranked(self) -> bool:
         """Whether this row may be compared as a result: ok, not smoke, nothing invalid."""
         barred = any(flag.bars_ranking for flag in self.flags)

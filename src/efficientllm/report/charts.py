@@ -11,12 +11,6 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from efficientllm.analysis.crossover import order
-from efficientllm.analysis.differences import differences, surely_better
-from efficientllm.analysis.pareto import front, sure_front
-from efficientllm.analysis.table import Row
-from efficientllm.report.columns import told_apart
-
 PALETTE = [
     *("#3b7dd8", "#e07b39", "#3f9c6d", "#b5519d", "#c9a227"),
     *("#5bb0c9", "#d1495b", "#7a6ff0", "#8a8f98", "#6b8e23"),
@@ -28,17 +22,8 @@ _VALUES = "values"
 WIDE = 20.0
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
 
-PARTS = (
-    ("weights_gib", "weights"),
-    ("gradients_gib", "gradients"),
-    ("optimizer_gib", "optimizer"),
-    ("activations_gib", "activations"),
-    ("kv_cache_gib", "cache"),
-)
-MAX_MARKS = 60
 MAX_LINES = len(PALETTE)
 """More lines in a chart than colours cannot be told apart."""
-SMALL_GIB = 0.1
 
 
 class Chart(NamedTuple):
@@ -48,129 +33,6 @@ class Chart(NamedTuple):
     svg: str
     reason: str = ""
     notes: tuple[str, ...] = ()
-
-
-def stage_charts(rows: list[Row]) -> list[Chart]:
-    """Memory split, latency against energy, quality against cost."""
-    good = [row for row in rows if row.status == "ok"][:MAX_MARKS]
-    return [memory_split(good), latency_energy(good), quality_cost(good)]
-
-
-def memory_split(rows: list[Row]) -> Chart:
-    """Stacked bars of what lies in memory, in the table's order."""
-    title = "Where the memory goes"
-    parts: list[dict[str, Any]] = [
-        {"row": f"{text} {row.point}", "part": name, "gib": cell.interval.value, "order": order}
-        for text, row in zip(told_apart(rows), rows, strict=True)
-        for order, (key, name) in enumerate(PARTS)
-        if (cell := row.cell(key)).interval is not None and cell.interval.value > 0
-    ]
-    if not parts:
-        return Chart(title, "", "no row has a breakdown of its memory")
-    small = max(part["gib"] for part in parts) < SMALL_GIB
-    unit, factor = ("MiB", 1024.0) if small else ("GiB", 1.0)
-    values = [part | {"size": part["gib"] * factor} for part in parts]
-    order = list(dict.fromkeys(value["row"] for value in values))
-
-    def draw(alt: Any) -> Any:
-        return (
-            undrawn(alt)
-            .mark_bar(size=14)
-            .encode(
-                y=alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=220)),
-                x=alt.X("size:Q", title=unit),
-                color=alt.Color(
-                    "part:N", sort=[name for _, name in PARTS], title=None, scale=colours(alt)
-                ),
-                order=alt.Order("order:Q"),
-            )
-            .properties(width=340, height=alt.Step(22))
-        )
-
-    return drawn(title, values, draw)
-
-
-def latency_energy(rows: list[Row]) -> Chart:
-    """Seconds per token against joules per token; where joules are valid, seconds are too."""
-    title = "Time against energy, per token"
-    values = []
-    for text, row in zip(told_apart(rows), rows, strict=True):
-        joules, seconds = row.cell("j_per_token"), _seconds_per_token(row)
-        if joules.interval is not None and not joules.invalid and seconds is not None:
-            values.append(_dot(text, row.point, seconds * 1e3, joules.interval.value))
-    if not values:
-        reasons = {row.cell("j_per_token").reason for row in rows} - {""}
-        return Chart(title, "", f"no energy: {min(reasons)}" if reasons else "no row has energy")
-    return _scatter(title, values, "milliseconds per token", "joules per token")
-
-
-def quality_cost(rows: list[Row]) -> Chart:
-    """Bits per byte against seconds per token, with the Pareto front marked."""
-    title = "Quality against time (ringed: nothing is better on both)"
-    values: list[dict[str, Any]] = []
-    alike: dict[tuple[str, str], list[tuple[Row, dict[str, Any]]]] = {}
-    for name, row in zip(told_apart(rows), rows, strict=True):
-        bits, seconds = row.cell("bits_per_byte").interval, _seconds_per_token(row)
-        if bits is not None and seconds is not None and row.ranked and not row.cost_only:
-            values.append(_dot(name, row.point, seconds * 1e3, bits.value))
-            text = row.record.scores.text_sha256 if row.record.scores else ""
-            alike.setdefault((text, row.point), []).append((row, values[-1]))
-    if not values:
-        reasons = {row.cell("bits_per_byte").reason for row in rows} - {""}
-        return Chart(title, "", f"no quality: {min(reasons)}" if reasons else "no ranked row")
-    for group in alike.values():  # one text, one point: what can beat each other
-        for (_, value), best in zip(group, _front(group), strict=True):
-            value["front"] = best and len(group) > 1
-    return _scatter(title, values, "milliseconds per token", "bits per byte")
-
-
-def _front(group: list[tuple[Row, dict[str, Any]]]) -> list[bool]:
-    """What nothing beats; of separately trained rows, by what seeds and trials decide."""
-    if group[0][0].case.stage == "generate":
-        # Quality beyond four digits is noise, and a front drawn through noise says nothing.
-        return front([(value["x"], float(f"{value['y']:.4g}")) for _, value in group])
-    better = surely_better(differences({str(i): row for i, (row, _) in enumerate(group)}))
-    speeds = [row.cell("train_tokens_per_s").interval for row, _ in group]
-
-    def faster(i: int, j: int) -> bool:
-        one, two = speeds[i], speeds[j]
-        return one is not None and two is not None and order(one, two) > 0
-
-    return sure_front(len(group), faster, lambda i, j: (str(i), str(j)) in better)
-
-
-def _seconds_per_token(row: Row) -> float | None:
-    key = "it_tokens_per_s" if row.case.stage == "generate" else "train_tokens_per_s"
-    interval = row.cell(key).interval
-    return 1 / interval.value if interval is not None and interval.value > 0 else None
-
-
-def _dot(name: str, point: str, x: float, y: float) -> dict[str, Any]:
-    return {"row": name, "point": point, "x": x, "y": y}
-
-
-def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
-    """Colours are cases, forms are points."""
-    heights = [value["y"] for value in values]
-
-    def draw(alt: Any) -> Any:
-        base = undrawn(alt).encode(
-            x=alt.X("x:Q", title=x, scale=scale_of(alt, [v["x"] for v in values])),
-            y=alt.Y("y:Q", title=y, scale=scale_of(alt, heights, domain_of(heights))),
-        )
-        names, points = (list(dict.fromkeys(v[key] for v in values)) for key in ("row", "point"))
-        forms = alt.Shape("point:N", sort=points, title=None)
-        dots = base.mark_point(filled=True, size=80, opacity=1).encode(
-            color=alt.Color("row:N", sort=names, scale=colours(alt), title=None),
-            **({"shape": forms} if len(points) > 1 else {}),
-        )
-        rings = base.mark_point(filled=False, size=220, color="currentColor").transform_filter(
-            "datum.front === true"
-        )
-        return alt.layer(dots, rings).properties(width=340, height=240)
-
-    many = len({value["row"] for value in values}) > MAX_LINES
-    return drawn(title, values, draw, ("More cases than colours: colours repeat.",) if many else ())
 
 
 def scale_of(alt: Any, values: list[float], domain: list[float] | None = None) -> Any:

@@ -24,7 +24,6 @@ from markupsafe import Markup
 
 from efficientllm.analysis.table import Cell, Row
 from efficientllm.record import Record
-from efficientllm.report import charts
 from efficientllm.report.answer import study_headline
 from efficientllm.report.columns import (
     PAPER,
@@ -44,6 +43,7 @@ from efficientllm.report.downloads import downloads
 from efficientllm.report.headline import Headline, headline
 from efficientllm.report.paper_tables import paper_tables
 from efficientllm.report.section import Studies, rows_of_suite, studies_of
+from efficientllm.report.table_charts import charts_below, lead_chart
 from efficientllm.spec.suite import builtin_names, load_suite
 
 if TYPE_CHECKING:
@@ -110,13 +110,14 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     found = studies_of(main[-MAX_ROWS:], rows)
     fixed, linked = _fixed_parts(results, known, main[-MAX_ROWS:], newest, found)
     by_worth = sorted(rows, key=lambda row: anchor(row) in linked)
+    told = _details()
 
     def text(shown: int, drawn: int) -> str:
         left_out = {id(row) for row in by_worth[: len(rows) - shown]}
         mine = sum(id(row.record) in own and id(row) in left_out for row in rows)
         counts = {"left_out": mine, "published_left_out": len(left_out) - mine}
         kept = [row for row in rows if id(row) not in left_out]
-        return _render(kept, drawn, newest, fixed | counts)
+        return _render(kept, drawn, newest, fixed | counts, told)
 
     led_to = sum(anchor(row) in linked for row in rows)
     return _fitting(text, len(known), min(led_to, len(known)))
@@ -127,17 +128,20 @@ def _fitting(text: Callable[[int, int], str], rows: int, led_to: int) -> str:
 
     The last `led_to` rows are those that something on the page leads to.
     """
-    shown, found = rows, text(rows, rows)
+    shown, found = rows, text(rows, DRAWN)
+    if _over(found) <= 0:
+        whole = text(rows, rows)
+        return found if _over(whole) > 0 else whole
     for drawn, fewest in ((DRAWN, max(1, led_to)), (0, 1)):
+        if not drawn:
+            found = text(shown, drawn)
+        if shown > fewest and _over(found) > 0:
+            for_each = max(1, (_over(found) - _over(text(1, drawn))) // shown)
+            while shown > fewest and (over := _over(found)) > 0:
+                shown = max(fewest, shown - 1 - over // for_each)
+                found = text(shown, drawn)
         if _over(found) <= 0:
             break
-        found = text(shown, drawn)
-        if shown == fewest or _over(found) <= 0:
-            continue
-        for_each = max(1, (_over(found) - _over(text(1, drawn))) // shown)
-        while shown > fewest and (over := _over(found)) > 0:
-            shown = max(fewest, shown - 1 - over // for_each)
-            found = text(shown, drawn)
     return found
 
 
@@ -160,6 +164,7 @@ def _fixed_parts(
         linked.add(anchor(row))
         return anchor(row)
 
+    first = found.sections[0].matrix.study if found else None
     for section in found.sections if found else ():
         for _, cells in section.matrix.lines:
             linked.update(anchor(cell.row) for cell in cells if cell.row is not None)
@@ -170,8 +175,8 @@ def _fixed_parts(
         "script_hash": _hash(script),
         "head": _head(main, _question(newest.trial.suite), found),
         "studies": found.sections if found else (),
-        "lead_chart": None if found else _lead_chart(main),
-        "charts": {key: charts.stage_charts(_charted(_of(key, shown), main)) for key in STAGES},
+        "lead_chart": None if found else lead_chart(main),
+        "charts": {key: charts_below(key, _of(key, shown), main, first) for key in STAGES},
         "quarantined": results.quarantined,
         "suite": newest.trial.suite,
         "command": _command(newest.trial.suite),
@@ -188,28 +193,43 @@ def _head(rows: list[Row], question: str, found: Studies | None) -> Headline:
     return study_headline(rows, question, found.sections[0].matrix, found.quality)
 
 
-def _render(shown: list[Row], drawn: int, newest: Record, fixed: dict[str, Any]) -> str:
+def _details() -> Callable[[Row, bool], Markup]:
+    """A row's details as text, with or without drawings: made once for all tries at a size."""
+    made: dict[tuple[int, bool], Markup] = {}
+
+    def text(row: Row, drawn: bool) -> Markup:
+        key = id(row), drawn
+        if key not in made:
+            shown = _template("detail.html").render(detail=detail(row, drawn=drawn), svg=Markup)
+            made[key] = Markup(shown)
+        return made[key]
+
+    return text
+
+
+def _render(
+    shown: list[Row],
+    drawn: int,
+    newest: Record,
+    fixed: dict[str, Any],
+    told: Callable[[Row, bool], Markup],
+) -> str:
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     with_drawings = {id(row) for row in shown[max(0, len(shown) - drawn) :]}
-    text = _template().render(
-        stages=stages,
-        details=[
-            detail(row, drawn=id(row) in with_drawings) for stage in stages for row in stage.rows()
-        ],
-        **fixed,
-    )
+    details = [told(row, id(row) in with_drawings) for stage in stages for row in stage.rows()]
+    text = _template("page.html").render(stages=stages, details=details, **fixed)
     there = {anchor(row) for row in shown}
     return _LINK.sub(lambda link: link[0] if link[1] in there else "<a", text)
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"device": device, "anchor": anchor}
     told = (signed, p_value, verdict, small_print)
     environment.globals |= {function.__name__: function for function in told}
-    return environment.from_string(_asset("page.html"))
+    return environment.from_string(_asset(name))
 
 
 def _of(stage: str, rows: list[Row]) -> list[Row]:
@@ -240,25 +260,6 @@ def _question(suite: str) -> str:
 def _command(suite: str) -> str:
     """What runs the suite again, where its name alone says it; nothing for a user's own."""
     return f"efficientllm run {suite}" if suite in builtin_names() else ""
-
-
-def _charted(rows: list[Row], main: list[Row]) -> list[Row]:
-    """Rows that one chart can hold: of one suite on one machine, the main one's if it has any."""
-    own = [row for row in rows if row in main]
-    if own or not rows:
-        return own
-    newest = rows[-1].record
-    place = newest.trial.suite, newest.machine.name
-    return [r for r in rows if (r.record.trial.suite, r.record.machine.name) == place]
-
-
-def _lead_chart(rows: list[Row]) -> charts.Chart:
-    for stage in reversed(STAGES):
-        chosen = [r for r in rows if r.case.stage == stage and r.status == "ok"]
-        if len(chosen) > 1:
-            quality, energy = charts.quality_cost(chosen), charts.latency_energy(chosen)
-            return quality if quality.svg or not energy.svg else energy
-    return charts.Chart("Quality against time", "", "two finished rows are needed")
 
 
 def _stage(key: str, rows: list[Row], here: str) -> Stage:

@@ -50,21 +50,21 @@ def matrix(study: Study, quality: Trainings) -> Matrix:
 
 
 def _asks(study: Study, quality: Trainings) -> list[Ask]:
-    """The questions, each at one context (`_longest`)."""
+    """The questions, each at one context (`longest`)."""
     asks = [Ask("parameters", study.size, "total_params", study.stages[0], "")]
-    training = _longest(study, "pretrain", None)
+    training = longest(study, "pretrain", None)
     if training is not None:
-        asks.append(_ask("training tokens/s", _where(training), "train_tokens_per_s", training))
+        asks.append(_ask("training tokens/s", where_of(training), "train_tokens_per_s", training))
     batches = sorted({r.views[0].point.batch for r in study.rows() if r.case.stage == "generate"})
     ends = dict.fromkeys(batches[:1] + batches[-1:])
-    decodes = [row for b in ends if (row := _longest(study, "generate", b)) is not None]
+    decodes = [row for b in ends if (row := longest(study, "generate", b)) is not None]
     for row in decodes:
-        asks.append(_ask("decode tokens/s", _where(row), "it_tokens_per_s", row))
+        asks.append(_ask("decode tokens/s", where_of(row), "it_tokens_per_s", row))
     if decodes:
         first, last = decodes[0], decodes[-1]
-        asks.append(_ask("prefill tokens/s", _where(first), "prefill_tokens_per_s", first))
-        asks.append(_ask("cache per token", _where(first), "kv_bytes_per_token", first))
-        asks.append(_ask("peak memory", _where(last), memory_key(last), last))
+        asks.append(_ask("prefill tokens/s", where_of(first), "prefill_tokens_per_s", first))
+        asks.append(_ask("cache per token", where_of(first), "kv_bytes_per_token", first))
+        asks.append(_ask("peak memory", where_of(last), memory_key(last), last))
         if any(r.status != "ok" for r in study.rows() if r.case.stage == "generate"):
             batch = last.views[0].point.batch
             asks.append(Ask("longest context", f"batch {batch}", LONGEST, "generate", f"b{batch} "))
@@ -72,7 +72,7 @@ def _asks(study: Study, quality: Trainings) -> list[Ask]:
         asks.append(_ask("peak memory", "training", memory_key(training), training))
     asks.append(Ask("bits per byte", quality.told or "no training here", QUALITY, "pretrain", ""))
     for row in filter(None, (training, *decodes[-1:])):
-        told = "training" if row is training else f"decode, {_where(row)}"
+        told = "training" if row is training else f"decode, {where_of(row)}"
         key = _ceiling(study, row)
         asks.append(_ask(_CEILINGS[key], told, key, row))
         if study.axis == "position":  # what a kernel costs is no cost of the encoding's
@@ -91,7 +91,7 @@ def elsewhere(study: Study, ask: Ask) -> list[Ask]:
     points = {row.point for row in study.rows() if row.case.stage == ask.stage} - {ask.point}
     others = (study.at(study.baseline, ask.stage, point, base) for point in sorted(points))
     alike = [row for row in others if row is not None and not unlike(base, row)]
-    asks = [_ask(ask.head, _where(row), ask.key, row) for row in alike]
+    asks = [_ask(ask.head, where_of(row), ask.key, row) for row in alike]
     return [other for other in asks if other.where != ask.where]
 
 
@@ -110,13 +110,14 @@ def _ask(head: str, where: str, key: str, row: Row) -> Ask:
     return Ask(head, where, key, row.case.stage, row.point)
 
 
-def _where(row: Row) -> str:
+def where_of(row: Row) -> str:
+    """A row's point in words: a length, or a batch and its tokens."""
     if row.case.stage == "pretrain":
         return f"length {context_of(row):,}"
     return f"batch {row.views[0].point.batch}, {context_of(row):,} tokens"
 
 
-def _longest(study: Study, stage: str, batch: int | None) -> Row | None:
+def longest(study: Study, stage: str, batch: int | None) -> Row | None:
     """A row at the context that most variants were tried at; of several, at the longest.
 
     Of those that the baseline and another one ran, where there are any.

@@ -15,10 +15,10 @@ from pathlib import Path
 from efficientllm.analysis.table import Row
 from efficientllm.report.answer import study_headline
 from efficientllm.report.cells import Cell
-from efficientllm.report.charts import latency_energy
 from efficientllm.report.columns import column
 from efficientllm.report.methodology import md_row, renewed
 from efficientllm.report.section import rows_of_suite, studies_of
+from efficientllm.report.table_charts import latency_energy, named
 from efficientllm.results import Results, load
 
 KEYS = ("it_tokens_per_s", "ttft_s", "j_per_token", "peak_allocated_gib", "weights_gib")
@@ -101,7 +101,7 @@ def _answer(cell: Cell) -> str:
 
 def picture(rows: list[Row]) -> str:
     """Time against energy of the rows, as a picture that stands alone."""
-    svg = latency_energy([row for row in rows if row.status == "ok"]).svg
+    svg = latency_energy(named([row for row in rows if row.status == "ok"])).svg
     return svg.replace("currentColor", INK)
 
 
