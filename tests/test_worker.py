@@ -149,8 +149,10 @@ def test_compiling_processes_start_before_the_model_is_loaded(
     monkeypatch.setattr(worker, "start_compilers", lambda wanted, _: done.append(wanted))
     monkeypatch.setattr(worker, "assemble", told)
     write_no_kernels(monkeypatch)
-    ran(tmp_path, cache, {"compile": "layer"})
+    story = ran(tmp_path, cache, {"compile": "layer"})
     assert done == ["layer", "load"]
+    assert story.outcome is not None
+    assert story.outcome.status == "ok"
 
 
 def test_a_curve_is_scored_between_the_steps_and_changes_none_of_them(

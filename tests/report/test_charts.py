@@ -15,6 +15,7 @@ from efficientllm.report import charts, table_charts
 from efficientllm.report.html import page
 from efficientllm.report.table_charts import (
     charted,
+    charts_below,
     charts_of_rows,
     charts_of_study,
     named,
@@ -89,12 +90,70 @@ def test_a_studys_charts_show_what_stands_in_it_by_its_variants_names() -> None:
     study = studies(rows(found))[0]
     assert len(study.rows()) == 4
     memory, time, quality = charts_of_study(study, "generate")
-    assert memory.title == "Where the memory goes, 30M-h16, batch 1, 1,024 tokens"
+    assert memory.title == "Where the memory goes, attention at 30M-h16, batch 1, 1,024 tokens"
     assert set(re.findall(r"row: ([^;\"]+)", memory.svg)) == {"mha", "gqa"}
-    assert time.title == "Time against energy, per token, 30M-h16"
+    assert time.title == "Time against energy, per token, attention at 30M-h16"
     for chart in (time, quality):
         dots = re.findall(r"milliseconds per token: ([\d.]+);[^<>]*row: (\w+)", chart.svg)
         assert sorted(dots) == [("5", "gqa"), ("5", "mha")], "none of the old"
+
+
+def colours_in(svg: str) -> dict[str, str]:
+    """The fill of each row's marks."""
+    marks = re.findall(r"row: (\w+)[^<>]*? fill=\"(#\w+)\"", svg)
+    assert len(dict(marks)) == len(set(marks)), "one colour a name"
+    return dict(marks)
+
+
+def test_who_ran_out_of_memory_is_named_and_every_variant_keeps_its_colour() -> None:
+    """At the largest batch, as the matrix; without mha there gqa is not the first colour."""
+    lost = r.Outcome(status="out_of_memory", reason="CUDA out of memory")
+    mha = made.generate("mha", contexts=(4096,))
+    points = [
+        p if p.batch == 1 else p.model_copy(update={"outcome": lost, "windows": ()})
+        for p in mha.points
+    ]
+    others = [made.generate(name, contexts=(4096,)) for name in ("gqa", "mqa")]
+    study = studies(rows([mha.model_copy(update={"points": tuple(points)}), *others]))[0]
+    memory, _, _ = charts_of_study(study, "generate")
+    assert memory.title.endswith("attention at 30M-h16, batch 32, 4,096 tokens")
+    assert memory.notes == ("mha: out of memory.",)
+    trainings = [made.trained(name) for name in ("mha", "gqa", "mqa")]
+    untold = trainings[0].model_copy(update={"scores": None})
+    whole, without = (
+        charts_of_study(studies(rows(found))[0], "pretrain")[2]
+        for found in (trainings, [untold, *trainings[1:]])
+    )
+    told = colours_in(whole.svg)
+    assert told.keys() == {"mha", "gqa", "mqa"}
+    assert colours_in(without.svg) == {name: told[name] for name in ("gqa", "mqa")}
+
+
+def test_quality_is_drawn_of_the_best_learning_rate_of_each() -> None:
+    rates = [
+        made.trained(name, bits=bits, lr=lr, started_at=f"2026-01-0{day}T00:00:00+00:00")
+        for name in ("mha", "gqa")
+        for day, lr, bits in ((1, 1e-3, 1.2), (2, 2e-3, 1.5))  # the newer one is no better
+    ]
+    quality = charts_of_study(studies(rows(rates))[0], "pretrain")[2]
+    assert re.findall(r"bits per byte: ([\d.]+)", quality.svg) == ["1.2", "1.2"]
+    assert "Each at its best learning rate." in quality.notes
+
+
+def test_below_a_table_every_study_of_the_page_is_drawn_and_then_what_is_of_none() -> None:
+    presets = ("0.5B-h16", "1.5B-h16")
+    sizes = [made.pretrain(n, 4096, preset=p) for p in presets for n in ("mha", "gqa")]
+    alone = samples.record(samples.pretrain(name="pretrain-alone"))
+    table = rows([*sizes, alone])
+    of_page = studies(table)
+    assert len(of_page) == 2
+    for known in (of_page, []):  # a page of none finds those of the table itself
+        titles = [chart.title for chart in charts_below("pretrain", table, table, known)]
+        memory = [title for title in titles if title.startswith("Where the memory goes")]
+        assert [re.sub(r".* at |, length.*", "", title) for title in memory] == [
+            *(study.size for study in of_page),
+            "Where the memory goes",
+        ]
 
 
 def test_what_is_never_ranked_is_no_dot_of_quality() -> None:
@@ -141,4 +200,5 @@ def test_a_studys_curves_are_drawn_against_tokens_or_one_chart_says_why_not(curv
     assert ("Quality against tokens" in text) is curve
     assert (">million tokens<" in text) is curve
     assert text.count("no training was scored along the way") == (0 if curve else 1)
-    assert text.count("Quality against time (") == 1, "a study's first screen is its matrix"
+    drawn = text.count("Quality against time, attention at 30M-h16 (")
+    assert drawn == 1, "a study's first screen is its matrix"

@@ -129,7 +129,7 @@ def _fitting(text: Callable[[int, int], str], rows: int, led_to: int) -> str:
     The last `led_to` rows are those that something on the page leads to.
     """
     shown, found = rows, text(rows, DRAWN)
-    if _over(found) <= 0:
+    if _over(found) <= 0 and rows > DRAWN:
         whole = text(rows, rows)
         return found if _over(whole) > 0 else whole
     for drawn, fewest in ((DRAWN, max(1, led_to)), (0, 1)):
@@ -164,7 +164,7 @@ def _fixed_parts(
         linked.add(anchor(row))
         return anchor(row)
 
-    first = found.sections[0].matrix.study if found else None
+    of_page = [section.matrix.study for section in found.sections] if found else []
     for section in found.sections if found else ():
         for _, cells in section.matrix.lines:
             linked.update(anchor(cell.row) for cell in cells if cell.row is not None)
@@ -176,7 +176,7 @@ def _fixed_parts(
         "head": _head(main, _question(newest.trial.suite), found),
         "studies": found.sections if found else (),
         "lead_chart": None if found else lead_chart(main),
-        "charts": {key: charts_below(key, _of(key, shown), main, first) for key in STAGES},
+        "charts": {key: charts_below(key, _of(key, shown), main, of_page) for key in STAGES},
         "quarantined": results.quarantined,
         "suite": newest.trial.suite,
         "command": _command(newest.trial.suite),

@@ -52,12 +52,10 @@ def matrix(study: Study, quality: Trainings) -> Matrix:
 def _asks(study: Study, quality: Trainings) -> list[Ask]:
     """The questions, each at one context (`longest`)."""
     asks = [Ask("parameters", study.size, "total_params", study.stages[0], "")]
-    training = longest(study, "pretrain", None)
+    training = longest(study, "pretrain")
     if training is not None:
         asks.append(_ask("training tokens/s", where_of(training), "train_tokens_per_s", training))
-    batches = sorted({r.views[0].point.batch for r in study.rows() if r.case.stage == "generate"})
-    ends = dict.fromkeys(batches[:1] + batches[-1:])
-    decodes = [row for b in ends if (row := longest(study, "generate", b)) is not None]
+    decodes = ends(study)
     for row in decodes:
         asks.append(_ask("decode tokens/s", where_of(row), "it_tokens_per_s", row))
     if decodes:
@@ -117,7 +115,14 @@ def where_of(row: Row) -> str:
     return f"batch {row.views[0].point.batch}, {context_of(row):,} tokens"
 
 
-def longest(study: Study, stage: str, batch: int | None) -> Row | None:
+def ends(study: Study) -> list[Row]:
+    """Where decoding is shown: at the smallest batch and at the largest, each `longest`."""
+    batches = sorted({r.views[0].point.batch for r in study.rows() if r.case.stage == "generate"})
+    both = dict.fromkeys(batches[:1] + batches[-1:])
+    return [row for b in both if (row := longest(study, "generate", b)) is not None]
+
+
+def longest(study: Study, stage: str, batch: int | None = None) -> Row | None:
     """A row at the context that most variants were tried at; of several, at the longest.
 
     Of those that the baseline and another one ran, where there are any.

@@ -6,24 +6,29 @@ point, or nobody could read it; of other rows all of the table.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from efficientllm.analysis.crossover import order
 from efficientllm.analysis.differences import differences, surely_better
 from efficientllm.analysis.pareto import front, sure_front
 from efficientllm.analysis.study import Study, studies, trained
+from efficientllm.analysis.sweep import sweeps
 from efficientllm.analysis.table import Row
+from efficientllm.analysis.work import unequal_work, unlike
 from efficientllm.report.charts import (
     MAX_LINES,
     Chart,
+    coloured,
     colours,
     domain_of,
     drawn,
     scale_of,
     undrawn,
+    without_colour,
 )
 from efficientllm.report.columns import STAGES, told_apart
-from efficientllm.report.matrix import longest, where_of
+from efficientllm.report.matrix import ends, longest, where_of
 
 PARTS = (
     ("weights_gib", "weights"),
@@ -35,18 +40,25 @@ PARTS = (
 MAX_MARKS = 60
 SMALL_GIB = 0.1
 
-
 Named = list[tuple[str, Row]]
 """Rows with what charts call them."""
 
 
-def charts_below(stage: str, rows: list[Row], main: list[Row], study: Study | None) -> list[Chart]:
-    """What is drawn below the table of a stage's rows: the page's study, or else the rows'."""
-    if study is not None and stage in study.stages:
-        return charts_of_study(study, stage)
+def charts_below(
+    stage: str, rows: list[Row], main: list[Row], of_page: Iterable[Study]
+) -> list[Chart]:
+    """What is drawn below the table of a stage's rows: the page's studies, or else the rows'.
+
+    Of all but the first only what there is to draw; rows of no study have charts of their own.
+    """
     own = charted(rows, main)
-    others = studies(own)
-    return charts_of_study(others[0], stage) if others else charts_of_rows(own)
+    mine = [s for s in of_page if stage in s.stages] or studies(own)
+    found: list[Chart] = []
+    for study in mine:
+        found += [x for x in charts_of_study(study, stage) if x.svg or study is mine[0]]
+    covered = {id(row) for study in mine for row in study.rows()}
+    rest = [row for row in own if id(row) not in covered]
+    return found + charts_of_rows(rest) if rest or not mine else found
 
 
 def charted(rows: list[Row], main: list[Row]) -> list[Row]:
@@ -81,21 +93,39 @@ def charts_of_study(study: Study, stage: str) -> list[Chart]:
 
     Memory is shown at the point of the matrix's column, quality of what was trained for it.
     """
+    where = f", {study.axis} at {study.size}"
     points = dict.fromkeys(row.point for row in study.rows() if row.case.stage == stage)
-    good = [shown for point in points for shown in _standing(study, stage, point)][:MAX_MARKS]
-    batches = [row.views[0].point.batch for _, row in good]
-    most = max(batches) if stage == "generate" and batches else None
-    at = longest(study, stage, most)
-    alike = [] if at is None else _standing(study, stage, at.point)
-    where = "" if at is None else f", {study.size}, {where_of(at)}"
-    taught = list(trained(study).items()) if stage == "pretrain" else good
-    timed = latency_energy(good, f", {study.size}")
-    return [memory_split(alike, where), timed, quality_cost(taught or good)]
+    alike = {point: _alike(study, stage, point) for point in points}
+    good = [shown for found in alike.values() for shown in found if shown[1].status == "ok"]
+    names = list(study.variants)
+    taught = list(trained(study).items()) if stage == "pretrain" else []
+    quality = quality_cost(taught or good, where, names)
+    if quality.svg and sweeps(study.rows()):
+        quality = quality._replace(notes=(*quality.notes, "Each at its best learning rate."))
+    return [_memory_at(study, stage, alike, where), latency_energy(good, where, names), quality]
 
 
-def _standing(study: Study, stage: str, point: str) -> Named:
+def _memory_at(study: Study, stage: str, alike: dict[str, Named], where: str) -> Chart:
+    """Memory of each variant where the matrix asks for it; notes name those that have no bar."""
+    asked = longest(study, stage) if stage != "generate" else next(reversed(ends(study)), None)
+    if asked is None:
+        return memory_split([], where)
+    found = alike[asked.point]
+    lost = [(name, row) for name, row in found if row.status != "ok"]
+    good = [(name, row) for name, row in found if row.status == "ok"]
+    notes = tuple(f"{name}: {row.status.replace('_', ' ')}." for name, row in lost)
+    return memory_split(good, f"{where}, {where_of(asked)}")._replace(notes=notes)
+
+
+def _alike(study: Study, stage: str, point: str) -> Named:
+    """Each variant at a point that did the baseline's work, in its precision."""
+    base = study.at(study.baseline, stage, point)
     found = ((name, study.like_baseline(name, stage, point)) for name in study.variants)
-    return [(name, row) for name, row in found if row is not None and row.status == "ok"]
+    return [
+        (name, row)
+        for name, row in found
+        if row is not None and (base is None or not (unequal_work(base, row) or unlike(base, row)))
+    ]
 
 
 def named(rows: list[Row]) -> Named:
@@ -142,7 +172,7 @@ def memory_split(rows: Named, where: str = "") -> Chart:
     return drawn(title, values, draw)
 
 
-def latency_energy(rows: Named, where: str = "") -> Chart:
+def latency_energy(rows: Named, where: str = "", variants: list[str] | None = None) -> Chart:
     """Seconds per token against joules per token; where joules are valid, seconds are too."""
     title = f"Time against energy, per token{where}"
     values = []
@@ -153,12 +183,12 @@ def latency_energy(rows: Named, where: str = "") -> Chart:
     if not values:
         reasons = {row.cell("j_per_token").reason for _, row in rows} - {""}
         return Chart(title, "", f"no energy: {min(reasons)}" if reasons else "no row has energy")
-    return _scatter(title, values, "milliseconds per token", "joules per token")
+    return _scatter(title, values, "milliseconds per token", "joules per token", variants)
 
 
-def quality_cost(rows: Named) -> Chart:
+def quality_cost(rows: Named, where: str = "", variants: list[str] | None = None) -> Chart:
     """Bits per byte against seconds per token, with the Pareto front marked."""
-    title = "Quality against time (ringed: nothing is better on both)"
+    title = f"Quality against time{where} (ringed: nothing is better on both)"
     values: list[dict[str, Any]] = []
     alike: dict[tuple[str, str], list[tuple[Row, dict[str, Any]]]] = {}
     for name, row in rows:
@@ -173,7 +203,7 @@ def quality_cost(rows: Named) -> Chart:
     for group in alike.values():  # one text, one point: what can beat each other
         for (_, value), best in zip(group, _front(group), strict=True):
             value["front"] = best and len(group) > 1
-    return _scatter(title, values, "milliseconds per token", "bits per byte")
+    return _scatter(title, values, "milliseconds per token", "bits per byte", variants)
 
 
 def _front(group: list[tuple[Row, dict[str, Any]]]) -> list[bool]:
@@ -201,8 +231,22 @@ def _dot(name: str, point: str, x: float, y: float) -> dict[str, Any]:
     return {"row": name, "point": point, "x": x, "y": y}
 
 
-def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
-    """Colours are cases, forms are points."""
+def _scatter(
+    title: str, values: list[dict[str, Any]], x: str, y: str, variants: list[str] | None
+) -> Chart:
+    """Colours are a study's variants, the same in all its charts, or else cases; forms points."""
+    names = list(dict.fromkeys(value["row"] for value in values))
+    notes: tuple[str, ...] = ()
+    if variants is not None:
+        names, notes = (
+            [name for name in variants[:MAX_LINES] if name in names],
+            without_colour(variants),
+        )
+        values = [value for value in values if value["row"] in names]
+        if not values:
+            return Chart(title, "", "no colour is left for what was measured", notes)
+    elif len(names) > MAX_LINES:
+        notes = ("More cases than colours: colours repeat.",)
     heights = [value["y"] for value in values]
 
     def draw(alt: Any) -> Any:
@@ -210,10 +254,12 @@ def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
             x=alt.X("x:Q", title=x, scale=scale_of(alt, [v["x"] for v in values])),
             y=alt.Y("y:Q", title=y, scale=scale_of(alt, heights, domain_of(heights))),
         )
-        names, points = (list(dict.fromkeys(v[key] for v in values)) for key in ("row", "point"))
+        scale = colours(alt) if variants is None else coloured(alt, names, variants)
+        order = names if variants is None else alt.Undefined
+        points = list(dict.fromkeys(value["point"] for value in values))
         forms = alt.Shape("point:N", sort=points, title=None)
         dots = base.mark_point(filled=True, size=80, opacity=1).encode(
-            color=alt.Color("row:N", sort=names, scale=colours(alt), title=None),
+            color=alt.Color("row:N", sort=order, scale=scale, title=None),
             **({"shape": forms} if len(points) > 1 else {}),
         )
         rings = base.mark_point(filled=False, size=220, color="currentColor").transform_filter(
@@ -221,5 +267,4 @@ def _scatter(title: str, values: list[dict[str, Any]], x: str, y: str) -> Chart:
         )
         return alt.layer(dots, rings).properties(width=340, height=240)
 
-    many = len({value["row"] for value in values}) > MAX_LINES
-    return drawn(title, values, draw, ("More cases than colours: colours repeat.",) if many else ())
+    return drawn(title, values, draw, notes)
