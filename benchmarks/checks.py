@@ -21,6 +21,7 @@ from check import Check, Inputs, draw
 from decode_checks import decoded, decoded_sparse, one_row, one_row_each, prefilled_sparse
 from efficientllm.catalog.shape import Sparse
 from efficientllm.device import in_half_on_gpu
+from efficientllm.models import flash4
 from efficientllm.models.attend import attend, attend_masked
 from efficientllm.models.attend_cached import INSTALLED
 from efficientllm.models.feedforward import gated
@@ -68,6 +69,16 @@ def sdpa(device: torch.device, dtype: torch.dtype, *, by: SDPBackend, **sizes: i
         _only_on_gpu(device)
     inputs, shape = _heads(device, dtype, **sizes)
     return Check(sdpa_kernel(by)(attend), _plain, inputs, shape)
+
+
+def by_flash4(
+    device: torch.device, dtype: torch.dtype, *, window: int | None = None, **sizes: int
+) -> Check:
+    """Causal attention by FlashAttention-4, in a compiled function; `sizes` as in `_heads`."""
+    flash4.chosen(flash4.KERNEL, device, dtype)
+    inputs, shape = _heads(device, dtype, **sizes)
+    fast = compiled(partial(flash4.attend_flash4, window=window))
+    return Check(fast, partial(_plain, window=window), inputs, f"{shape}, window {window}")
 
 
 def packed(device: torch.device, dtype: torch.dtype) -> Check:
@@ -203,6 +214,12 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "sdpa cudnn, latent, small": partial(sdpa, by=CUDNN, kv=12, d=96, dv=64),
     "sdpa flash, D 64": partial(sdpa, by=FLASH, d=64),
     "sdpa flash, D 128": partial(sdpa, by=FLASH, d=128),
+    "flash4, D 64": partial(by_flash4, d=64),
+    "flash4, D 128": partial(by_flash4, d=128),
+    "flash4, latent": partial(by_flash4, kv=12, d=192, dv=128),
+    "flash4, latent, small": partial(by_flash4, kv=12, d=96, dv=64),
+    "flash4, window": partial(by_flash4, window=512),
+    "flash4, window, D 64": partial(by_flash4, window=512, d=64),
     "packed documents": packed,
     "flex, window": partial(flex, window=512),
     "flex, window, D 64": partial(flex, window=512, d=64),

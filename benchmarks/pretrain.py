@@ -10,6 +10,7 @@ same sliced loss, so that memory compares. Their first and last losses are shown
 * ours: the tool's own work, by the worker's classes.
 * eager (by --arms): the same where a small step would be captured in one CUDA graph, as with
   `--preset 30M-h16 --length 1024 --batch 16384`.
+* cudnn (by --arms): the same with cuDNN's attention, where FlashAttention-4 is installed.
 * bare: a loop written here over our decoder with the same compiled layer and pinned attention,
   its batches on the device beforehand: what `ours` loses is making batches, counting, checking.
   It has no graph.
@@ -39,6 +40,7 @@ from efficientllm import clock
 from efficientllm.catalog.shape import Shape, presets
 from efficientllm.cost import causal_pairs, training_flops
 from efficientllm.device import Device, pin_attention
+from efficientllm.models.attend import pin
 from efficientllm.models.checkpoint import build_model
 from efficientllm.models.fuse import fuse
 from efficientllm.models.language_model import face
@@ -107,9 +109,16 @@ def eager(to: Setup) -> Loop:
     return ours(to._replace(case=to.case.model_copy(update={"workload": spec}), spec=spec))
 
 
+def by_cudnn(to: Setup) -> Loop:
+    """The same with cuDNN's attention, where FlashAttention-4 is installed."""
+    spec = to.spec.model_copy(update={"attention": "cudnn"})
+    return ours(to._replace(case=to.case.model_copy(update={"workload": spec}), spec=spec))
+
+
 def bare(to: Setup) -> Loop:
     """A plain loop over our decoder, its layers fused and compiled."""
-    attention, dtype = _pinned(to), TORCH_TYPES[to.spec.precision.params]
+    dtype = TORCH_TYPES[to.spec.precision.params]
+    attention = _pinned(to, pin)
     model, _ = build_model(to.case.model, to.device.torch, dtype, 0, "")
     fuse(model)
     if not to.device.is_cpu:
@@ -119,16 +128,16 @@ def bare(to: Setup) -> Loop:
 
 def transformers(to: Setup, *, pinned: bool = False) -> Loop:
     """Qwen2ForCausalLM of the same sizes, as a script would use it."""
-    attention = _pinned(to) if pinned else "torch's choice"
+    attention = _pinned(to, pin_attention) if pinned else "torch's choice"
     model = measuring.published(to.shape, TORCH_TYPES[to.spec.precision.params], to.device)
     plain = face(model).hidden
     hidden = plain if to.device.is_cpu else compiling.compiled(plain)
     return _loop(to, model, hidden, f"compile model, attention {attention}")
 
 
-def _pinned(to: Setup) -> str:
+def _pinned(to: Setup, by: Callable[..., str]) -> str:
     dtype, length = TORCH_TYPES[to.spec.precision.compute], to.spec.sequence_length
-    return pin_attention("auto", to.device, dtype, length, grouped=True)
+    return by("auto", to.device, dtype, length, grouped=True)
 
 
 def _loop(to: Setup, model: Any, hidden: Callable[..., Tensor], what: str) -> Loop:
@@ -187,6 +196,7 @@ def measure(build: Callable[[Setup], Loop], args: argparse.Namespace, length: in
 ARMS: dict[str, Callable[[Setup], Loop]] = {
     "ours": ours,
     "eager": eager,
+    "cudnn": by_cudnn,
     "bare": bare,
     "transformers": transformers,
     "transformers-pinned": partial(transformers, pinned=True),

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from efficientllm.device import Device, leave_attention_open, pin_attention
-from efficientllm.models.attend import kernel
+from efficientllm.models import flash4
+from efficientllm.models.attend import kernel, pin
 from efficientllm.models.decoder import Decoder
 from efficientllm.models.language_model import LanguageModel, face
+from efficientllm.record import Unsupported
 from efficientllm.spec.case import Case
 from efficientllm.techniques.build import Build
 from efficientllm.workloads.text import Corpus
@@ -51,9 +53,11 @@ def pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, length
         leave_attention_open(device)
         return shape.custom
     grouped = shape is not None and shape.heads != shape.kv_heads
-    plain = pin_attention(wanted, device, dtype, length, grouped=grouped)
     if shape is None or not ours(build):
-        return plain
+        if wanted == flash4.KERNEL:
+            raise Unsupported(f"attention: {wanted} attends in the project's own decoder only")
+        return pin_attention(wanted, device, dtype, length, grouped=grouped)
+    plain = pin(wanted, device, dtype, length, grouped=grouped)
     return kernel(shape, device.torch, dtype, length, plain)
 
 

@@ -80,9 +80,8 @@ def pin_attention(
     if device.torch.type != "cuda":
         return "cpu" if device.is_cpu else "default"
     if wanted == "auto":
-        half = dtype in (torch.bfloat16, torch.float16)
-        if half:
-            hopper = torch.cuda.get_device_capability(device.torch) >= (9, 0)
+        if dtype in (torch.bfloat16, torch.float16):
+            hopper = compute_capability(device.torch) >= (9, 0)
             wanted = "cudnn" if hopper and length % 128 == 0 else "flash"
         else:
             wanted = "math" if grouped else "efficient"
@@ -100,8 +99,12 @@ def in_half_on_gpu(device: torch.device, dtype: torch.dtype) -> bool:
 
 def chains_kernels(device: torch.device) -> bool:
     """Whether a kernel may start before the one before it has ended (from Hopper on)."""
-    able = device.type == "cuda" and torch.version.hip is None
-    return able and torch.cuda.get_device_capability(device) >= (9, 0)
+    return torch.version.hip is None and compute_capability(device) >= (9, 0)
+
+
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """A GPU's, as (9, 0) for Hopper; (0, 0) of what has none."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 def leave_attention_open(device: Device) -> None:

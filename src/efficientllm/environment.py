@@ -30,7 +30,7 @@ _PASSED = [
 ]
 _TUNING = (
     *("OMP_", "MKL_", "KMP_", "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_TF32", "PYTORCH_", "TORCH"),
-    *("TRITON_", "NCCL_", "MALLOC_", "LD_PRELOAD"),
+    *("TRITON_", "CUTE_DSL_", "FLASH_ATTENTION_", "NCCL_", "MALLOC_", "LD_PRELOAD"),
 )
 
 

@@ -30,7 +30,10 @@ from efficientllm import control_group
 from efficientllm.failure import DeviceError as DeviceError
 from efficientllm.provenance import own_code
 
-PACKAGES = ("torch", "transformers", "peft", "torchao", "triton", "liger-kernel", "safetensors")
+PACKAGES = (
+    *("torch", "transformers", "peft", "torchao", "triton", "liger-kernel", "safetensors"),
+    *("flash-attn-4", "nvidia-cutlass-dsl"),
+)
 SMALL_PROCESS_BYTES = 2 << 30
 MOST_NVML_USES = 10_000
 

@@ -1,8 +1,8 @@
 """Attention of whole rows: which kernel runs, by what is asked. Only these calls are allowed:
 
-* rows of equal length (training, scoring, prefill): `is_causal`, no mask. A dense
-  mask differentiated through cuDNN gives NaN gradients at some lengths
-  (pytorch#196678).
+* rows of equal length (training, scoring, prefill): FlashAttention-4 where it is pinned, else
+  SDPA with `is_causal` and no mask. A dense mask differentiated through cuDNN gives NaN
+  gradients at some lengths (pytorch#196678).
 * windows and biases: FlexAttention on CUDA; elsewhere a masked reference, because
   FlexAttention has no backward pass on a CPU. A window that holds the whole row is none.
 * windows and biases that are only scored, not compiled and not differentiated: SDPA with a mask.
@@ -33,8 +33,8 @@ from torch.nn.attention.flex_attention import (
 from torch.nn.attention.varlen import varlen_attn
 
 from efficientllm.catalog.shape import Shape
-from efficientllm.device import in_half_on_gpu
-from efficientllm.models import sparse_branches
+from efficientllm.device import Device, in_half_on_gpu, pin_attention
+from efficientllm.models import flash4, sparse_branches
 from efficientllm.models.attend_cached import with_distance
 from efficientllm.models.band import TILE, band
 from efficientllm.models.position import Documents, Positions
@@ -72,11 +72,25 @@ def attend(
         window = None
     if positions.documents is not None:
         return _attend_packed(q, k, v, positions, window)
+    if not positions.biased and not _scored_only and flash4.attends(q.shape[-1], window):
+        return flash4.attend_flash4(q, k, v, window)
     if window is None and not positions.biased:
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
     return _written_or_flex(q.is_cuda)(q, k, v, positions, window)
+
+
+def pin(wanted: str, device: Device, dtype: torch.dtype, length: int, *, grouped: bool) -> str:
+    """Pin what attends to whole rows of our decoder, process-wide; its name.
+
+    Raises Unsupported where what is wanted cannot run.
+    """
+    by_flash4 = flash4.chosen(wanted, device.torch, dtype)
+    flash4.pin(by_flash4)
+    if by_flash4:
+        return flash4.KERNEL
+    return pin_attention(wanted, device, dtype, length, grouped=grouped)
 
 
 def _written_or_flex(on_gpu: bool) -> Callable[..., Tensor]:
@@ -129,7 +143,7 @@ def attend_scored(
 
 
 def kernel(shape: Shape, device: torch.device, dtype: torch.dtype, length: int, plain: str) -> str:
-    """What the record calls the attention of whole rows; `plain` is SDPA's pinned back-end.
+    """What the record calls the attention of whole rows; `plain` is what `pin` gave.
 
     Raises Unsupported where a shape's attention has no kernel on this device.
     """
@@ -137,16 +151,24 @@ def kernel(shape: Shape, device: torch.device, dtype: torch.dtype, length: int, 
     if shape.custom:
         return shape.custom
     if shape.sparse is not None:
+        near = of_window(shape.head_dim, shape.sparse.window)
         if not in_half_on_gpu(device, dtype):
-            return f"{REFERENCE} + flex" if on_gpu else REFERENCE
+            return f"{REFERENCE} + {near}" if on_gpu else REFERENCE
         why = obstacle(shape.heads // shape.kv_heads, shape.head_dim, shape.sparse)
         if why:
             raise Unsupported(why)
-        return sparse_branches.KERNEL
+        return f"{sparse_branches.KERNEL} + {near}"
     windowed = shape.sliding_window is not None and shape.sliding_window < length
-    if windowed or shape.position in ("t5", "alibi"):
+    if shape.position in ("t5", "alibi"):
         return "flex" if on_gpu else REFERENCE
+    if windowed:
+        return of_window(shape.head_dim, shape.sliding_window) if on_gpu else REFERENCE
     return plain
+
+
+def of_window(size: int, window: int | None) -> str:
+    """What attends with a window and no biases on a GPU, where heads have this size."""
+    return flash4.KERNEL if flash4.attends(size, window) else "flex"
 
 
 def attend_masked(

@@ -6,6 +6,7 @@ import torch
 
 from efficientllm.catalog.shape import Shape
 from efficientllm.models import sparse_rows
+from efficientllm.models.attend import of_window
 from efficientllm.models.attend_cached import decoding
 from efficientllm.models.sparse_cached import sparse_decoding
 
@@ -16,7 +17,9 @@ def prefill_of(shape: Shape, device: torch.device, dtype: torch.dtype, whole: st
         return whole
     group = shape.heads // shape.kv_heads
     own = sparse_rows.rows_fit(device, dtype, group, shape.head_dim, shape.sparse)
-    return sparse_rows.KERNEL if own else whole
+    if not own:
+        return whole
+    return f"{sparse_rows.KERNEL} + {of_window(shape.head_dim, shape.sparse.window)}"
 
 
 def decoding_of(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:

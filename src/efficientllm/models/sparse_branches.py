@@ -13,8 +13,8 @@ from torch import Tensor
 
 from efficientllm.catalog.shape import Sparse
 
-KERNEL = "nsa branches + flex"
-"""What the record calls it, with FlexAttention for the window."""
+KERNEL = "nsa branches"
+"""What the record calls it; what attends within the window is added."""
 
 
 def sparse_branches(

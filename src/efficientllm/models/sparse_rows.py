@@ -14,8 +14,8 @@ from efficientllm.catalog.shape import Sparse
 from efficientllm.device import in_half_on_gpu
 from efficientllm.models.attend_cached import INSTALLED, ROOM, rows_of
 
-KERNEL = "nsa rows + flex"
-"""What the record calls it, with FlexAttention for the window."""
+KERNEL = "nsa rows"
+"""What the record calls it; what attends within the window is added."""
 
 TOGETHER = 64
 """Rows that one program multiplies with means: heads of a group times queries."""

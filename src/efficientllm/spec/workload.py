@@ -15,7 +15,7 @@ from efficientllm.spec.canonical import Many, Spec, local
 from efficientllm.spec.text import StandardLibrary, Text, WholeText, of_no_kind
 
 DType = Literal["float32", "bf16", "fp16"]
-AttentionBackend = Literal["auto", "cudnn", "flash", "efficient", "math"]
+AttentionBackend = Literal["auto", "flash4", "cudnn", "flash", "efficient", "math"]
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
 Length = Annotated[int, Field(ge=2, le=1 << 22)]
 
