@@ -75,7 +75,8 @@ def by_flash4(
     device: torch.device, dtype: torch.dtype, *, window: int | None = None, **sizes: int
 ) -> Check:
     """Causal attention by FlashAttention-4, in a compiled function; `sizes` as in `_heads`."""
-    flash4.chosen(flash4.KERNEL, device, dtype)
+    if why := flash4.absence(device):
+        raise Unsupported(f"FlashAttention-4 {why}")
     inputs, shape = _heads(device, dtype, **sizes)
     fast = compiled(partial(flash4.attend_flash4, window=window))
     return Check(fast, partial(_plain, window=window), inputs, f"{shape}, window {window}")
@@ -214,7 +215,12 @@ CHECKS: dict[str, Callable[[torch.device, torch.dtype], Check]] = {
     "sdpa cudnn, latent, small": partial(sdpa, by=CUDNN, kv=12, d=96, dv=64),
     "sdpa flash, D 64": partial(sdpa, by=FLASH, d=64),
     "sdpa flash, D 128": partial(sdpa, by=FLASH, d=128),
+    "flash4, D 32": partial(by_flash4, heads=16, kv=4, d=32),
     "flash4, D 64": partial(by_flash4, d=64),
+    "flash4, groups of 7": partial(by_flash4, heads=14, d=64),
+    "flash4, groups of 8": partial(by_flash4, heads=16),
+    "flash4, groups of 16": partial(by_flash4, heads=16, kv=1, d=64),
+    "flash4, latent, smallest": partial(by_flash4, kv=12, d=48, dv=32),
     "flash4, D 128": partial(by_flash4, d=128),
     "flash4, latent": partial(by_flash4, kv=12, d=192, dv=128),
     "flash4, latent, small": partial(by_flash4, kv=12, d=96, dv=64),

@@ -118,7 +118,7 @@ def by_cudnn(to: Setup) -> Loop:
 def bare(to: Setup) -> Loop:
     """A plain loop over our decoder, its layers fused and compiled."""
     dtype = TORCH_TYPES[to.spec.precision.params]
-    attention = _pinned(to, pin)
+    attention = pin("auto", to.device, dtype_of(to), to.spec.sequence_length, to.shape)
     model, _ = build_model(to.case.model, to.device.torch, dtype, 0, "")
     fuse(model)
     if not to.device.is_cpu:
@@ -128,16 +128,21 @@ def bare(to: Setup) -> Loop:
 
 def transformers(to: Setup, *, pinned: bool = False) -> Loop:
     """Qwen2ForCausalLM of the same sizes, as a script would use it."""
-    attention = _pinned(to, pin_attention) if pinned else "torch's choice"
+    attention = _pinned(to) if pinned else "torch's choice"
     model = measuring.published(to.shape, TORCH_TYPES[to.spec.precision.params], to.device)
     plain = face(model).hidden
     hidden = plain if to.device.is_cpu else compiling.compiled(plain)
     return _loop(to, model, hidden, f"compile model, attention {attention}")
 
 
-def _pinned(to: Setup, by: Callable[..., str]) -> str:
-    dtype, length = TORCH_TYPES[to.spec.precision.compute], to.spec.sequence_length
-    return by("auto", to.device, dtype, length, grouped=True)
+def _pinned(to: Setup) -> str:
+    length = to.spec.sequence_length
+    return pin_attention("auto", to.device, dtype_of(to), length, grouped=True)
+
+
+def dtype_of(to: Setup) -> torch.dtype:
+    """What is computed in."""
+    return TORCH_TYPES[to.spec.precision.compute]
 
 
 def _loop(to: Setup, model: Any, hidden: Callable[..., Tensor], what: str) -> Loop:

@@ -49,15 +49,15 @@ class Assembly:
 def pinned(build: Build, wanted: str, device: Device, dtype: torch.dtype, length: int) -> str:
     """Pin one back-end of plain attention; the name of the kernel that will run."""
     shape = build.shape
+    if wanted == flash4.KERNEL and (shape is None or shape.custom or not ours(build)):
+        raise Unsupported(f"attention: {wanted} attends in the project's own layers only")
     if shape is not None and shape.custom and wanted == "auto":
         leave_attention_open(device)
         return shape.custom
-    grouped = shape is not None and shape.heads != shape.kv_heads
     if shape is None or not ours(build):
-        if wanted == flash4.KERNEL:
-            raise Unsupported(f"attention: {wanted} attends in the project's own decoder only")
+        grouped = shape is not None and shape.heads != shape.kv_heads
         return pin_attention(wanted, device, dtype, length, grouped=grouped)
-    plain = pin(wanted, device, dtype, length, grouped=grouped)
+    plain = pin(wanted, device, dtype, length, shape)
     return kernel(shape, device.torch, dtype, length, plain)
 
 

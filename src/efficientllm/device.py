@@ -99,12 +99,14 @@ def in_half_on_gpu(device: torch.device, dtype: torch.dtype) -> bool:
 
 def chains_kernels(device: torch.device) -> bool:
     """Whether a kernel may start before the one before it has ended (from Hopper on)."""
-    return torch.version.hip is None and compute_capability(device) >= (9, 0)
+    return compute_capability(device) >= (9, 0)
 
 
 def compute_capability(device: torch.device) -> tuple[int, int]:
-    """A GPU's, as (9, 0) for Hopper; (0, 0) of what has none."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    """An NVIDIA GPU's, as (9, 0) for Hopper; (0, 0) of anything else."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0, 0
+    return torch.cuda.get_device_capability(device)
 
 
 def leave_attention_open(device: Device) -> None:

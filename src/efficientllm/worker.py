@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import torch
-
 from efficientllm import clock, measure
 from efficientllm.assembly import Assembly
 from efficientllm.describe import build_facts
@@ -33,7 +31,6 @@ from efficientllm.interludes import STALL_LIMIT_S, Interludes
 from efficientllm.journal import Journal, Task
 from efficientllm.lifeline import die_first, die_with_parent
 from efficientllm.meters.memory import AllocatorMemory
-from efficientllm.models import flash4
 from efficientllm.models.checkpoint import disk_bytes, save_checkpoint
 from efficientllm.models.own import line_of, told
 from efficientllm.prepare import assemble, work_for
@@ -98,8 +95,6 @@ def _trial(task: Task, log: Journal) -> Outcome:
     with log.phase("open"):
         device = open_device(task.device)
     start_compilers(getattr(case.workload, "compile", "none"), device)
-    if flash4.chosen(getattr(case.workload, "attention", ""), device.torch, torch.bfloat16):
-        flash4.begin_loading()
     setting = Setting(task, case, protocol, device, log, AllocatorMemory(device.torch))
     if task.sits_idle:
         with log.phase("idle"):

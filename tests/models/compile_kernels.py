@@ -147,7 +147,7 @@ LARGEST = (
 
 OTHERS = (
     partial(branches, 7, 128),
-    *(partial(rows, 16, size) for size in (128, 64)),
+    partial(rows, 16, 64),
     partial(decode, 1, 1, 16, 64, 640),
     *(partial(vector, columns) for columns in (896, 96)),
 )

@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from efficientllm.catalog.shape import Sparse
+from efficientllm import assembly
+from efficientllm.catalog.shape import Latent, Shape, Sparse
 from efficientllm.device import Device
 from efficientllm.models import attend, flash4, sparse_rows
 from efficientllm.models.decoding import prefill_of
 from efficientllm.models.position import Positions
 from efficientllm.record import Unsupported
+from efficientllm.techniques.build import Build
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -179,36 +181,57 @@ def test_the_record_names_what_attends_within_windows(
     ]
 
 
-def test_it_is_pinned_by_auto_and_by_name_on_hopper(package: Package) -> None:
+SHAPE = tiny.shape(heads=8, kv_heads=2, head_dim=64)
+LATENT = Latent(q_rank=0, kv_rank=64, qk_nope_dim=64, qk_rope_dim=32, v_dim=64)
+
+
+@pytest.mark.parametrize(
+    "shape", [SHAPE, tiny.shape(heads=2, kv_heads=2, head_dim=48, latent=LATENT)]
+)
+def test_it_is_pinned_by_auto_and_by_name_on_hopper(package: Package, shape: Shape) -> None:
     device = Device(HOPPER, graphs=True)
     for wanted in ("auto", "flash4"):
         flash4.pin(False)
-        assert attend.pin(wanted, device, BF16, 1000, grouped=True) == "flash4"
+        assert attend.pin(wanted, device, BF16, 1000, shape) == "flash4"
         assert flash4.attends(64, None)
 
 
 def test_another_back_end_unpins_it(package: Package) -> None:
     flash4.pin(True)
-    assert attend.pin("math", Device(CPU, graphs=False), BF16, 128, grouped=False) == "cpu"
+    assert attend.pin("math", Device(CPU, graphs=False), BF16, 128, SHAPE) == "cpu"
     assert not flash4.attends(64, None)
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "why"),
-    [(CPU, BF16, "Hopper"), (HOPPER, torch.float32, "half precision")],
+    ("device", "dtype", "shape", "why"),
+    [
+        (CPU, BF16, SHAPE, "Hopper"),
+        (HOPPER, torch.float32, SHAPE, "in bf16 only, and this is torch.float32"),
+        (HOPPER, BF16, tiny.shape(heads=8, kv_heads=2, head_dim=48), "these are 48/48 by 4"),
+        (HOPPER, BF16, tiny.shape(heads=6, kv_heads=2, head_dim=64), "these are 64/64 by 3"),
+    ],
 )
 def test_where_it_cannot_run_auto_takes_another_and_asking_says_why(
-    package: Package, device: torch.device, dtype: torch.dtype, why: str
+    package: Package, device: torch.device, dtype: torch.dtype, shape: Shape, why: str
 ) -> None:
-    assert not flash4.chosen("auto", device, dtype)
+    assert not flash4.chosen("auto", device, dtype, shape)
     with pytest.raises(Unsupported, match=why):
-        flash4.chosen("flash4", device, dtype)
+        flash4.chosen("flash4", device, dtype, shape)
 
 
-def test_an_older_card_is_told(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
-    with pytest.raises(Unsupported, match="capability 9"):
-        flash4.chosen("flash4", HOPPER, BF16)
+def refused(match: str) -> None:
+    """`auto` takes another kernel, and asking for this one says why."""
+    assert not flash4.chosen("auto", HOPPER, BF16, SHAPE)
+    with pytest.raises(Unsupported, match=match):
+        flash4.chosen("flash4", HOPPER, BF16, SHAPE)
+
+
+def test_another_card_is_told(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+        refused("capability 9")
+    monkeypatch.setattr(torch.version, "hip", "7.0")  # whose cards have numbers of their own
+    refused("NVIDIA")
 
 
 def test_without_the_package_one_is_told_what_to_install(
@@ -218,6 +241,25 @@ def test_without_the_package_one_is_told_what_to_install(
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    assert not flash4.chosen("auto", HOPPER, BF16)
-    with pytest.raises(Unsupported, match=r"pip install 'efficientllm\[flash4\]'"):
-        flash4.chosen("flash4", HOPPER, BF16)
+    refused(r"pip install 'efficientllm\[flash4\]'")
+
+
+def test_a_package_that_does_not_load_is_found_out_before_anything_runs(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> ModuleType:
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(flash4.importlib, "import_module", broken)
+    refused("cannot be imported .OSError: libcudart.so.13")
+
+
+@pytest.mark.parametrize(("custom", "decoder"), [("Mine", True), ("", False)])
+def test_code_that_is_not_ours_cannot_ask_for_it(
+    package: Package, monkeypatch: pytest.MonkeyPatch, custom: str, decoder: bool
+) -> None:
+    monkeypatch.setattr(assembly, "ours", lambda build: decoder)
+    shape = SHAPE.model_copy(update={"custom": custom})
+    build = Build(torch.nn.Linear(1, 1), shape, HOPPER, weights_random=True)  # type: ignore[arg-type]
+    with pytest.raises(Unsupported, match="own layers only"):
+        assembly.pinned(build, "flash4", Device(HOPPER, graphs=True), BF16, 128)

@@ -31,7 +31,7 @@ from efficientllm.report.learning import MAX_CURVE, cache_chart, learning_chart,
 from efficientllm.report.matrix import Matrix, matrix
 from efficientllm.report.section import rows_of_suite, studies_of
 from efficientllm.report.spent import spent
-from efficientllm.report.table_charts import latency_energy, memory_split, named
+from efficientllm.report.table_charts import charts_of_rows, latency_energy, named
 from efficientllm.results import Results, load
 from tests import samples
 from tests.report import architecture_samples as made
@@ -941,7 +941,7 @@ def test_cases_of_one_name_and_two_sizes_are_told_apart() -> None:
     assert "| case | point | n |" in one
     assert told_apart(table) == ["train-4096-gqa 0.5B-h16", "train-4096-gqa 1.5B-h16"]
     assert told_apart(table[:1]) == ["train-4096-gqa"]
-    memory = memory_split(named(table))
+    memory = charts_of_rows(table)[0]
     for preset in ("0.5B-h16", "1.5B-h16"):
         assert f"train-4096-gqa {preset} b8 c4096" in memory.svg, "bars of two would be one bar"
 

@@ -81,15 +81,16 @@ def attend(
     return _written_or_flex(q.is_cuda)(q, k, v, positions, window)
 
 
-def pin(wanted: str, device: Device, dtype: torch.dtype, length: int, *, grouped: bool) -> str:
+def pin(wanted: str, device: Device, dtype: torch.dtype, length: int, shape: Shape) -> str:
     """Pin what attends to whole rows of our decoder, process-wide; its name.
 
     Raises Unsupported where what is wanted cannot run.
     """
-    by_flash4 = flash4.chosen(wanted, device.torch, dtype)
+    by_flash4 = flash4.chosen(wanted, device.torch, dtype, shape)
     flash4.pin(by_flash4)
     if by_flash4:
         return flash4.KERNEL
+    grouped = shape.heads != shape.kv_heads
     return pin_attention(wanted, device, dtype, length, grouped=grouped)
 
 

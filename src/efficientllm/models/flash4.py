@@ -5,8 +5,8 @@ that makes it SDPA's flash back-end; that unpacks as many results as the package
 was released (a ValueError with torch 2.11 and 4.0.0b36), and knows neither windows nor values of
 another size than keys. So both directions are operators of their own here, opaque to the compiler.
 
-Its kernels are made when they are first called: 7 s of imports and some 2 s a direction, which
-`begin_loading` lets pass while a model is loaded and compiled.
+Only what was compared with float32 there is taken: bf16, and the sizes and groups of heads
+below. Its two kernels are made when they are first called, some 2 s each, in every process.
 
 Legend: as in `attend.py`; the kernels want [B, T, heads, size].
 """
@@ -14,17 +14,24 @@ Legend: as in `attend.py`; the kernels want [B, T, heads, size].
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from importlib import metadata
-from threading import Thread
 
 import torch
 from torch import Tensor
 
+from efficientllm.catalog.shape import Shape
 from efficientllm.device import compute_capability
 from efficientllm.record import Unsupported
 
 KERNEL = "flash4"
 PACKAGE = "flash-attn-4"
+SIZES = ((64, 64), (128, 128), (96, 64), (192, 128))
+"""Of a head's keys and values."""
+
+GROUPS = (1, 4, 6, 16)
+"""How many heads share keys and values."""
+
 WINDOW_PAYS = 1 << 15
 """Head size times window from which on FlexAttention is slower."""
 
@@ -33,48 +40,56 @@ _INTERFACE = "flash_attn.cute.interface"
 _pinned = False
 
 
-def chosen(wanted: str, device: torch.device, dtype: torch.dtype) -> bool:
+def chosen(wanted: str, device: torch.device, dtype: torch.dtype, shape: Shape) -> bool:
     """Whether whole rows are attended to by it: asked for, or `auto` where it can run.
 
-    Raises Unsupported where it is asked for and cannot.
+    Raises Unsupported where it is asked for and cannot, with the reason.
     """
     if wanted not in ("auto", KERNEL):
         return False
-    why = _obstacle(device, dtype)
+    why = _unchecked(dtype, shape) or absence(device)
     if why and wanted == KERNEL:
         raise Unsupported(f"attention: {KERNEL} {why}")
     return not why
 
 
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    if compute_capability(device)[0] != 9:
-        return "is for GPUs of compute capability 9 (Hopper)"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"multiplies in half precision, and this is {dtype}"
-    if not _installed():
-        return f"needs the package {PACKAGE}: pip install 'efficientllm[flash4]'"
+def _unchecked(dtype: torch.dtype, shape: Shape) -> str:
+    """What of a model's attention has not been compared with float32."""
+    if dtype != torch.bfloat16:
+        return f"was checked in bf16 only, and this is {dtype}"
+    latent, group = shape.latent, shape.heads // shape.kv_heads
+    sizes = (shape.head_dim, shape.head_dim)
+    if latent is not None:  # every head has keys and values of its own then
+        sizes, group = (latent.qk_nope_dim + latent.qk_rope_dim, latent.v_dim), 1
+    if sizes not in SIZES or group not in GROUPS:
+        return (
+            f"was checked with heads of {_listed(f'{d}/{e}' for d, e in SIZES)} that share keys"
+            f" by {_listed(map(str, GROUPS))}, and these are {sizes[0]}/{sizes[1]} by {group}"
+        )
     return ""
 
 
-def _installed() -> bool:
-    """By its metadata: the folder `flash_attn` is shared with the package flash-attn."""
-    try:
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
+
+
+def absence(device: torch.device) -> str:
+    """Why it cannot run on a device with what is installed; empty where it can.
+
+    The package is imported here, which takes 2 to 7 s, opens CUDA, and may fail.
+    """
+    if compute_capability(device)[0] != 9:
+        return "is for NVIDIA GPUs of compute capability 9 (Hopper)"
+    try:  # by its metadata: the folder `flash_attn` is shared with the package flash-attn
         metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def begin_loading() -> None:
-    """Import the package aside; what goes wrong is told where it is used."""
-
-    def load() -> None:
-        try:
-            importlib.import_module(_INTERFACE)
-        except Exception:
-            return
-
-    Thread(target=load, daemon=True).start()
+        return f"needs the package {PACKAGE}: pip install 'efficientllm[flash4]'"
+    try:
+        importlib.import_module(_INTERFACE)
+    except Exception as error:
+        return f"cannot be imported ({type(error).__name__}: {error})"
+    return ""
 
 
 def pin(on: bool) -> None:

@@ -159,8 +159,7 @@ def _two(value: float) -> str:
 
 def _shown(study: Study, ask: Ask) -> Column:
     """An ask's metric in a unit that suits every variant."""
-    rows = (study.like_baseline(name, ask.stage, ask.point) for name in study.variants)
-    return column(ask.key, [row for row in rows if row is not None])
+    return column(ask.key, list(study.beside_baseline(ask.stage, ask.point)[1].values()))
 
 
 def _value(interval: Interval, shown: Column, ask: Ask) -> str:

@@ -91,13 +91,13 @@ def _curves(
 ) -> tuple[dict[str, dict[int, Interval]], tuple[str, ...]]:
     """Each variant's seconds at every context, and whom that leaves out."""
     stage = "pretrain" if key.startswith("train") else "generate"
+    there = {at: study.beside_baseline(stage, point) for at, point in points.items()}
     curves: dict[str, dict[int, Interval]] = {}
     left_out: list[str] = []
     for name in study.variants:
         found = {}
-        for context, point in points.items():
-            base = study.at(study.baseline, stage, point)
-            row = study.like_baseline(name, stage, point)
+        for context, (base, rows) in there.items():
+            row = rows.get(name)
             others = unlike(base, row) if base is not None and row is not None else []
             if others:
                 where = f"{name} is left out at {context:,} tokens"

@@ -110,14 +110,14 @@ def page(results: Results, beside: Results | None = None, suite: str = "") -> st
     found = studies_of(main[-MAX_ROWS:], rows)
     fixed, linked = _fixed_parts(results, known, main[-MAX_ROWS:], newest, found)
     by_worth = sorted(rows, key=lambda row: anchor(row) in linked)
-    told = _details()
+    detailed = _details()
 
     def text(shown: int, drawn: int) -> str:
         left_out = {id(row) for row in by_worth[: len(rows) - shown]}
         mine = sum(id(row.record) in own and id(row) in left_out for row in rows)
         counts = {"left_out": mine, "published_left_out": len(left_out) - mine}
         kept = [row for row in rows if id(row) not in left_out]
-        return _render(kept, drawn, newest, fixed | counts, told)
+        return _render(kept, drawn, newest, fixed | counts, detailed)
 
     led_to = sum(anchor(row) in linked for row in rows)
     return _fitting(text, len(known), min(led_to, len(known)))
@@ -212,12 +212,12 @@ def _render(
     drawn: int,
     newest: Record,
     fixed: dict[str, Any],
-    told: Callable[[Row, bool], Markup],
+    detailed: Callable[[Row, bool], Markup],
 ) -> str:
     here = newest.machine.name
     stages = [_stage(key, _of(key, shown), here) for key in STAGES if _of(key, shown)]
     with_drawings = {id(row) for row in shown[max(0, len(shown) - drawn) :]}
-    details = [told(row, id(row) in with_drawings) for stage in stages for row in stage.rows()]
+    details = [detailed(row, id(row) in with_drawings) for stage in stages for row in stage.rows()]
     text = _template("page.html").render(stages=stages, details=details, **fixed)
     there = {anchor(row) for row in shown}
     return _LINK.sub(lambda link: link[0] if link[1] in there else "<a", text)

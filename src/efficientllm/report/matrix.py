@@ -98,8 +98,8 @@ _CEILINGS = {"roofline_share": "of own ceiling", "mfu": "MFU", "mbu": "MBU"}
 
 def _ceiling(study: Study, row: Row) -> str:
     """The distance to a roofline that is known here: this machine's own, else the datasheet's."""
-    found = (study.like_baseline(name, row.case.stage, row.point) for name in study.variants)
-    if any(other is not None and other.cell("roofline_share").interval for other in found):
+    _, found = study.beside_baseline(row.case.stage, row.point)
+    if any(other.cell("roofline_share").interval for other in found.values()):
         return "roofline_share"
     return "mbu" if row.case.stage == "generate" else "mfu"
 
@@ -141,5 +141,5 @@ def longest(study: Study, stage: str, batch: int | None = None) -> Row | None:
 
 def _ended(study: Study, stage: str, point: str) -> dict[str, str]:
     """How each variant ended at a point; without those that a rerun would go on with."""
-    found = {name: study.like_baseline(name, stage, point) for name in study.variants}
-    return {name: row.status for name, row in found.items() if row and row.status in DONE}
+    _, found = study.beside_baseline(stage, point)
+    return {name: row.status for name, row in found.items() if row.status in DONE}

@@ -85,7 +85,8 @@ def lead_chart(rows: list[Row]) -> Chart:
 def charts_of_rows(rows: list[Row]) -> list[Chart]:
     """Memory split, latency against energy, quality against cost."""
     good = named([row for row in rows if row.status == "ok"][:MAX_MARKS])
-    return [memory_split(good), latency_energy(good), quality_cost(good)]
+    placed = [(f"{name} {row.point}", row) for name, row in good]
+    return [memory_split(placed), latency_energy(good), quality_cost(good)]
 
 
 def charts_of_study(study: Study, stage: str) -> list[Chart]:
@@ -93,38 +94,35 @@ def charts_of_study(study: Study, stage: str) -> list[Chart]:
 
     Memory is shown at the point of the matrix's column, quality of what was trained for it.
     """
-    where = f", {study.axis} at {study.size}"
     points = dict.fromkeys(row.point for row in study.rows() if row.case.stage == stage)
     alike = {point: _alike(study, stage, point) for point in points}
     good = [shown for found in alike.values() for shown in found if shown[1].status == "ok"]
-    names = list(study.variants)
     taught = list(trained(study).items()) if stage == "pretrain" else []
-    quality = quality_cost(taught or good, where, names)
+    quality = quality_cost(taught or good, study)
     if quality.svg and sweeps(study.rows()):
         quality = quality._replace(notes=(*quality.notes, "Each at its best learning rate."))
-    return [_memory_at(study, stage, alike, where), latency_energy(good, where, names), quality]
+    return [_memory_at(study, stage, alike), latency_energy(good, study), quality]
 
 
-def _memory_at(study: Study, stage: str, alike: dict[str, Named], where: str) -> Chart:
+def _memory_at(study: Study, stage: str, alike: dict[str, Named]) -> Chart:
     """Memory of each variant where the matrix asks for it; notes name those that have no bar."""
     asked = longest(study, stage) if stage != "generate" else next(reversed(ends(study)), None)
     if asked is None:
-        return memory_split([], where)
+        return memory_split([], _of(study))
     found = alike[asked.point]
     lost = [(name, row) for name, row in found if row.status != "ok"]
     good = [(name, row) for name, row in found if row.status == "ok"]
     notes = tuple(f"{name}: {row.status.replace('_', ' ')}." for name, row in lost)
-    return memory_split(good, f"{where}, {where_of(asked)}")._replace(notes=notes)
+    return memory_split(good, f"{_of(study)}, {where_of(asked)}")._replace(notes=notes)
 
 
 def _alike(study: Study, stage: str, point: str) -> Named:
     """Each variant at a point that did the baseline's work, in its precision."""
-    base = study.at(study.baseline, stage, point)
-    found = ((name, study.like_baseline(name, stage, point)) for name in study.variants)
+    base, found = study.beside_baseline(stage, point)
     return [
         (name, row)
-        for name, row in found
-        if row is not None and (base is None or not (unequal_work(base, row) or unlike(base, row)))
+        for name, row in found.items()
+        if base is None or not (unequal_work(base, row) or unlike(base, row))
     ]
 
 
@@ -138,7 +136,7 @@ def memory_split(rows: Named, where: str = "") -> Chart:
     title = f"Where the memory goes{where}"
     parts: list[dict[str, Any]] = [
         {
-            "row": text if where else f"{text} {row.point}",
+            "row": text,
             "part": name,
             "gib": cell.interval.value,
             "order": order,
@@ -172,9 +170,14 @@ def memory_split(rows: Named, where: str = "") -> Chart:
     return drawn(title, values, draw)
 
 
-def latency_energy(rows: Named, where: str = "", variants: list[str] | None = None) -> Chart:
+def _of(study: Study | None) -> str:
+    """What a title adds of the study that is drawn."""
+    return "" if study is None else f", {study.axis} at {study.size}"
+
+
+def latency_energy(rows: Named, study: Study | None = None) -> Chart:
     """Seconds per token against joules per token; where joules are valid, seconds are too."""
-    title = f"Time against energy, per token{where}"
+    title = f"Time against energy, per token{_of(study)}"
     values = []
     for text, row in rows:
         joules, seconds = row.cell("j_per_token"), _seconds_per_token(row)
@@ -183,12 +186,12 @@ def latency_energy(rows: Named, where: str = "", variants: list[str] | None = No
     if not values:
         reasons = {row.cell("j_per_token").reason for _, row in rows} - {""}
         return Chart(title, "", f"no energy: {min(reasons)}" if reasons else "no row has energy")
-    return _scatter(title, values, "milliseconds per token", "joules per token", variants)
+    return _scatter(title, values, "milliseconds per token", "joules per token", study)
 
 
-def quality_cost(rows: Named, where: str = "", variants: list[str] | None = None) -> Chart:
+def quality_cost(rows: Named, study: Study | None = None) -> Chart:
     """Bits per byte against seconds per token, with the Pareto front marked."""
-    title = f"Quality against time{where} (ringed: nothing is better on both)"
+    title = f"Quality against time{_of(study)} (ringed: nothing is better on both)"
     values: list[dict[str, Any]] = []
     alike: dict[tuple[str, str], list[tuple[Row, dict[str, Any]]]] = {}
     for name, row in rows:
@@ -203,7 +206,7 @@ def quality_cost(rows: Named, where: str = "", variants: list[str] | None = None
     for group in alike.values():  # one text, one point: what can beat each other
         for (_, value), best in zip(group, _front(group), strict=True):
             value["front"] = best and len(group) > 1
-    return _scatter(title, values, "milliseconds per token", "bits per byte", variants)
+    return _scatter(title, values, "milliseconds per token", "bits per byte", study)
 
 
 def _front(group: list[tuple[Row, dict[str, Any]]]) -> list[bool]:
@@ -232,16 +235,15 @@ def _dot(name: str, point: str, x: float, y: float) -> dict[str, Any]:
 
 
 def _scatter(
-    title: str, values: list[dict[str, Any]], x: str, y: str, variants: list[str] | None
+    title: str, values: list[dict[str, Any]], x: str, y: str, study: Study | None
 ) -> Chart:
     """Colours are a study's variants, the same in all its charts, or else cases; forms points."""
     names = list(dict.fromkeys(value["row"] for value in values))
     notes: tuple[str, ...] = ()
-    if variants is not None:
-        names, notes = (
-            [name for name in variants[:MAX_LINES] if name in names],
-            without_colour(variants),
-        )
+    variants = [] if study is None else list(study.variants)
+    if study is not None:
+        names = [name for name in variants[:MAX_LINES] if name in names]
+        notes = without_colour(variants)
         values = [value for value in values if value["row"] in names]
         if not values:
             return Chart(title, "", "no colour is left for what was measured", notes)
@@ -254,8 +256,8 @@ def _scatter(
             x=alt.X("x:Q", title=x, scale=scale_of(alt, [v["x"] for v in values])),
             y=alt.Y("y:Q", title=y, scale=scale_of(alt, heights, domain_of(heights))),
         )
-        scale = colours(alt) if variants is None else coloured(alt, names, variants)
-        order = names if variants is None else alt.Undefined
+        scale = colours(alt) if study is None else coloured(alt, names, variants)
+        order = names if study is None else alt.Undefined
         points = list(dict.fromkeys(value["point"] for value in values))
         forms = alt.Shape("point:N", sort=points, title=None)
         dots = base.mark_point(filled=True, size=80, opacity=1).encode(
