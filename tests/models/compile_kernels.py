@@ -146,7 +146,7 @@ LARGEST = (
 """Every kernel, at the largest sizes that are tried: for both cards."""
 
 OTHERS = (
-    partial(branches, 7, 128),
+    partial(branches, 7, 64),
     partial(rows, 16, 64),
     partial(decode, 1, 1, 16, 64, 640),
     *(partial(vector, columns) for columns in (896, 96)),
