@@ -96,29 +96,18 @@ def setup(args: argparse.Namespace, length: int) -> Setup:
     return Setup(case, case.workload, shape, measuring.device(), cache)
 
 
-def ours(to: Setup) -> Loop:
-    """The tool's own work."""
-    assembly, work = measuring.work_of(to.case, to.cache)
+def ours(to: Setup, **other: str) -> Loop:
+    """The tool's own work, or the same with another choice in the workload."""
+    spec = to.spec.model_copy(update=other)
+    assembly, work = measuring.work_of(to.case.model_copy(update={"workload": spec}), to.cache)
     how = (f"{key} {assembly.resolved[key]}" for key in ("compile", "attention", "loss", "graph"))
     return Loop(partial(work.unit, "step"), lambda: list(work.losses()), ", ".join(how))
-
-
-def eager(to: Setup) -> Loop:
-    """The same without a graph of the step, which small models have."""
-    spec = to.spec.model_copy(update={"cuda_graph": "none"})
-    return ours(to._replace(case=to.case.model_copy(update={"workload": spec}), spec=spec))
-
-
-def by_cudnn(to: Setup) -> Loop:
-    """The same with cuDNN's attention, where FlashAttention-4 is installed."""
-    spec = to.spec.model_copy(update={"attention": "cudnn"})
-    return ours(to._replace(case=to.case.model_copy(update={"workload": spec}), spec=spec))
 
 
 def bare(to: Setup) -> Loop:
     """A plain loop over our decoder, its layers fused and compiled."""
     dtype = TORCH_TYPES[to.spec.precision.params]
-    attention = pin("auto", to.device, dtype_of(to), to.spec.sequence_length, to.shape)
+    attention = pin("auto", to.device, _compute(to), to.spec.sequence_length, to.shape)
     model, _ = build_model(to.case.model, to.device.torch, dtype, 0, "")
     fuse(model)
     if not to.device.is_cpu:
@@ -128,20 +117,17 @@ def bare(to: Setup) -> Loop:
 
 def transformers(to: Setup, *, pinned: bool = False) -> Loop:
     """Qwen2ForCausalLM of the same sizes, as a script would use it."""
-    attention = _pinned(to) if pinned else "torch's choice"
+    attention = "torch's choice"
+    if pinned:
+        length = to.spec.sequence_length
+        attention = pin_attention("auto", to.device, _compute(to), length, grouped=True)
     model = measuring.published(to.shape, TORCH_TYPES[to.spec.precision.params], to.device)
     plain = face(model).hidden
     hidden = plain if to.device.is_cpu else compiling.compiled(plain)
     return _loop(to, model, hidden, f"compile model, attention {attention}")
 
 
-def _pinned(to: Setup) -> str:
-    length = to.spec.sequence_length
-    return pin_attention("auto", to.device, dtype_of(to), length, grouped=True)
-
-
-def dtype_of(to: Setup) -> torch.dtype:
-    """What is computed in."""
+def _compute(to: Setup) -> torch.dtype:
     return TORCH_TYPES[to.spec.precision.compute]
 
 
@@ -149,7 +135,7 @@ def _loop(to: Setup, model: Any, hidden: Callable[..., Tensor], what: str) -> Lo
     """Forward, loss, backward, clipping, fused AdamW, and nothing else."""
     spec, device, head = to.spec, to.device, model.get_output_embeddings().weight
     model.train()
-    compute, ready = TORCH_TYPES[spec.precision.compute], _ready(to)
+    compute, ready = _compute(to), _ready(to)
     kind = resolve(spec.loss, to.shape.vocab)
     loss_sum, how = loss_of(kind), f"{what}, loss {kind}{', eager' * device.is_cpu}"
     adamw, trained = optimizer(model, spec.optimizer), list(model.parameters())
@@ -200,8 +186,8 @@ def measure(build: Callable[[Setup], Loop], args: argparse.Namespace, length: in
 
 ARMS: dict[str, Callable[[Setup], Loop]] = {
     "ours": ours,
-    "eager": eager,
-    "cudnn": by_cudnn,
+    "eager": partial(ours, cuda_graph="none"),
+    "cudnn": partial(ours, attention="cudnn"),
     "bare": bare,
     "transformers": transformers,
     "transformers-pinned": partial(transformers, pinned=True),

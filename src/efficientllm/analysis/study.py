@@ -94,11 +94,8 @@ class Study(NamedTuple):
     def beside_baseline(self, stage: str, point: str) -> tuple[Row | None, dict[str, Row]]:
         """The baseline's row at a point, and each variant's, as `like_baseline` gives them."""
         base = self.at(self.baseline, stage, point)
-        found = {
-            name: base if name == self.baseline else self.at(name, stage, point, base)
-            for name in self.variants
-        }
-        return base, {name: row for name, row in found.items() if row is not None}
+        found = ((name, self.at(name, stage, point, base)) for name in self.variants)
+        return base, {name: row for name, row in found if row is not None}
 
     def like_baseline(self, variant: str, stage: str, point: str) -> Row | None:
         """A variant's row at a point, as like the baseline's there as it has one."""

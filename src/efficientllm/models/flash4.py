@@ -14,7 +14,6 @@ Legend: as in `attend.py`; the kernels want [B, T, heads, size].
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from importlib import metadata
 
 import torch
@@ -62,16 +61,12 @@ def _unchecked(dtype: torch.dtype, shape: Shape) -> str:
     if latent is not None:  # every head has keys and values of its own then
         sizes, group = (latent.qk_nope_dim + latent.qk_rope_dim, latent.v_dim), 1
     if sizes not in SIZES or group not in GROUPS:
+        checked = ", ".join(f"{d}/{e}" for d, e in SIZES)
         return (
-            f"was checked with heads of {_listed(f'{d}/{e}' for d, e in SIZES)} that share keys"
-            f" by {_listed(map(str, GROUPS))}, and these are {sizes[0]}/{sizes[1]} by {group}"
+            f"was checked with heads of {checked} that share keys by"
+            f" {', '.join(map(str, GROUPS))}, and these are {sizes[0]}/{sizes[1]} by {group}"
         )
     return ""
-
-
-def _listed(words: Iterable[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}"
 
 
 def absence(device: torch.device) -> str:
@@ -121,7 +116,7 @@ def attend_flash4(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) ->
 def _forward(q: Tensor, k: Tensor, v: Tensor, back: int) -> tuple[Tensor, Tensor]:
     """The output and the scores' log-sum-exp; a query sees `back` keys before its own, -1 all."""
     forward = importlib.import_module(_INTERFACE)._flash_attn_fwd
-    out, lse, *_ = forward(q, k, v, causal=True, return_lse=True, **_window(back))
+    out, lse, *_ = forward(q, k, v, causal=True, return_lse=True, window_size_left=_left(back))
     return out, lse
 
 
@@ -138,9 +133,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     backward = importlib.import_module(_INTERFACE)._flash_attn_bwd
-    made = {f"d{name}": x.new_empty(x.shape) for name, x in (("q", q), ("k", k), ("v", v))}
-    backward(q, k, v, out, d_out, lse, causal=True, **_window(back), **made)
-    return made["dq"], made["dk"], made["dv"]
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    told = {"causal": True, "window_size_left": _left(back)}
+    backward(q, k, v, out, d_out, lse, dq=dq, dk=dk, dv=dv, **told)
+    return dq, dk, dv
 
 
 @_backward.register_fake
@@ -150,8 +146,9 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _window(back: int) -> dict[str, int | None]:
-    return {"window_size_left": None if back < 0 else back, "window_size_right": None}
+def _left(back: int) -> int | None:
+    """An operator's number as the package says it."""
+    return None if back < 0 else back
 
 
 def _keep(ctx: object, inputs: tuple[object, ...], output: tuple[Tensor, ...]) -> None:

@@ -135,12 +135,7 @@ def memory_split(rows: Named, where: str = "") -> Chart:
     """Stacked bars of what lies in memory, in the table's order; the title says `where`."""
     title = f"Where the memory goes{where}"
     parts: list[dict[str, Any]] = [
-        {
-            "row": text,
-            "part": name,
-            "gib": cell.interval.value,
-            "order": order,
-        }
+        {"row": text, "part": name, "gib": cell.interval.value, "order": order}
         for text, row in rows
         for order, (key, name) in enumerate(PARTS)
         if (cell := row.cell(key)).interval is not None and cell.interval.value > 0
